@@ -1,0 +1,114 @@
+// Reference counts: one signed 32-bit word per frame, as the kernel's `_refcount`.
+//
+// In C because Swift cannot apply atomics to words of a table it does not declare, and because the
+// order of each operation is part of its name. Operations without a result are relaxed; those that
+// return a value are fully ordered; conditional ones are fully ordered when they succeed and relaxed
+// when they fail; a release store ends a freeze. (The kernel's rules for page_ref_*, Linux 6.1.)
+//
+// pre (all): `count` points to a word of a live frame table. The word wraps as two's complement.
+#ifndef PM_REFCOUNT_H
+#define PM_REFCOUNT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PM_INLINE static inline __attribute__((always_inline))
+
+/// What one pin adds to the count of a page that is not part of a large folio
+/// (`GUP_PIN_COUNTING_BIAS`).
+#define PM_REFCOUNT_PIN_BIAS 1024
+
+/// Reads the count. Relaxed. Mirrors `page_ref_count`.
+PM_INLINE int32_t pm_refcount_load_relaxed(const int32_t *_Nonnull count) {
+  return __atomic_load_n(count, __ATOMIC_RELAXED);
+}
+
+/// Stores a count. Relaxed; for a page that nobody else can reach. Mirrors `set_page_count`.
+PM_INLINE void pm_refcount_store_relaxed(int32_t *_Nonnull count, int32_t value) {
+  __atomic_store_n(count, value, __ATOMIC_RELAXED);
+}
+
+/// Adds 1. Relaxed. Returns whether the new count is negative, which costs nothing: the locked
+/// increment leaves the sign in the flags. Mirrors `page_ref_inc`.
+PM_INLINE bool pm_refcount_inc_relaxed(int32_t *_Nonnull count) {
+  return __atomic_add_fetch(count, 1, __ATOMIC_RELAXED) < 0;
+}
+
+/// Subtracts 1. Relaxed. Mirrors `page_ref_dec`.
+PM_INLINE void pm_refcount_dec_relaxed(int32_t *_Nonnull count) {
+  __atomic_fetch_sub(count, 1, __ATOMIC_RELAXED);
+}
+
+/// Adds `delta` (a pin adds PM_REFCOUNT_PIN_BIAS). Relaxed. Returns whether the new count is
+/// negative. Mirrors `page_ref_add`.
+PM_INLINE bool pm_refcount_add_relaxed(int32_t *_Nonnull count, int32_t delta) {
+  return __atomic_add_fetch(count, delta, __ATOMIC_RELAXED) < 0;
+}
+
+/// Subtracts `delta`. Relaxed. Mirrors `page_ref_sub`.
+PM_INLINE void pm_refcount_sub_relaxed(int32_t *_Nonnull count, int32_t delta) {
+  __atomic_fetch_sub(count, delta, __ATOMIC_RELAXED);
+}
+
+/// Adds `delta` and returns the new count. Fully ordered. Mirrors `page_ref_inc_return`.
+PM_INLINE int32_t pm_refcount_add_return_seq_cst(int32_t *_Nonnull count, int32_t delta) {
+  return __atomic_add_fetch(count, delta, __ATOMIC_SEQ_CST);
+}
+
+/// Subtracts `delta` and returns the new count. Fully ordered. Mirrors `page_ref_sub_return`.
+PM_INLINE int32_t pm_refcount_sub_return_seq_cst(int32_t *_Nonnull count, int32_t delta) {
+  return __atomic_sub_fetch(count, delta, __ATOMIC_SEQ_CST);
+}
+
+/// Subtracts 1; true iff the count became 0. Fully ordered: all that was done under the reference
+/// happens before the page is freed. Mirrors `put_page_testzero`.
+PM_INLINE bool pm_refcount_dec_and_test_seq_cst(int32_t *_Nonnull count) {
+  return __atomic_sub_fetch(count, 1, __ATOMIC_SEQ_CST) == 0;
+}
+
+/// Subtracts `delta`; true iff the count became 0. Fully ordered. Mirrors `page_ref_sub_and_test`.
+PM_INLINE bool pm_refcount_sub_and_test_seq_cst(int32_t *_Nonnull count, int32_t delta) {
+  return __atomic_sub_fetch(count, delta, __ATOMIC_SEQ_CST) == 0;
+}
+
+/// Adds `delta` unless the count is `unless`; true iff added. Fully ordered on success.
+/// Mirrors `page_ref_add_unless`; with 0 the try-get of speculative lookups.
+PM_INLINE bool pm_refcount_add_unless_seq_cst(int32_t *_Nonnull count, int32_t delta,
+                                              int32_t unless) {
+  int32_t old = __atomic_load_n(count, __ATOMIC_RELAXED);
+  do {
+    if (old == unless) return false;
+  } while (!__atomic_compare_exchange_n(count, &old, (int32_t)((uint32_t)old + (uint32_t)delta),
+                                        true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
+  return true;
+}
+
+/// Adds 1 unless the count is 0; true iff added. Fully ordered on success.
+/// Mirrors `get_page_unless_zero`.
+PM_INLINE bool pm_refcount_inc_unless_zero_seq_cst(int32_t *_Nonnull count) {
+  return pm_refcount_add_unless_seq_cst(count, 1, 0);
+}
+
+/// Sets the count to 0 if it is `expected`; true iff it was. Fully ordered on success.
+/// Mirrors `page_ref_freeze`.
+PM_INLINE bool pm_refcount_freeze_seq_cst(int32_t *_Nonnull count, int32_t expected) {
+  return __atomic_compare_exchange_n(count, &expected, 0, false, __ATOMIC_SEQ_CST,
+                                     __ATOMIC_RELAXED);
+}
+
+/// Stores `value` with release order: ends a freeze. Mirrors `page_ref_unfreeze`.
+PM_INLINE void pm_refcount_unfreeze_release(int32_t *_Nonnull count, int32_t value) {
+  __atomic_store_n(count, value, __ATOMIC_RELEASE);
+}
+
+/// Asks for the word's cache line in a state that can be written. In C: no Swift intrinsic.
+PM_INLINE void pm_prefetch_write(const void *_Nonnull address) {
+  __builtin_prefetch(address, 1, 3);
+}
+
+/// Asks for a cache line to be read.
+PM_INLINE void pm_prefetch_read(const void *_Nonnull address) {
+  __builtin_prefetch(address, 0, 3);
+}
+
+#endif
