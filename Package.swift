@@ -21,7 +21,7 @@ let package = Package(
   name: "physmem",
   products: [
     .library(
-      name: "Physmem", targets: ["PMUnits", "PMArena"]),
+      name: "Physmem", targets: ["PMUnits", "PMArena", "PMFrames", "PMPageAllocator"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
@@ -39,6 +39,14 @@ let package = Package(
       dependencies: [
         "CPhysmemShim", "PMUnits", .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: strict),
+    // Per-frame tables: counts, links, state.
+    .target(
+      name: "PMFrames", dependencies: ["CPhysmemShim", "PMUnits", "PMArena"],
+      swiftSettings: strict),
+    // Zones, per-CPU lists, the allocator, the machine.
+    .target(
+      name: "PMPageAllocator",
+      dependencies: ["CPhysmemShim", "PMUnits", "PMArena", "PMFrames"], swiftSettings: strict),
     .testTarget(
       name: "PMArenaTests",
       dependencies: [

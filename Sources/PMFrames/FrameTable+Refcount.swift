@@ -1,0 +1,174 @@
+public import CPhysmemShim
+public import PMUnits
+
+// The reference-count operations of the kernel. Unless a comment says otherwise an operation acts on
+// the very frame it is given ("own"), never on a compound head. Every operation stops the process
+// with a message where the PFN is outside the table.
+extension FrameTable {
+  /// What one pin adds to the count of a small page (`GUP_PIN_COUNTING_BIAS`).
+  public static let pinBias: Int32 = Int32(PM_REFCOUNT_PIN_BIAS)
+
+  /// Reads the count. Relaxed. Mirrors `page_ref_count`, Linux 6.1.
+  @inlinable @inline(__always)
+  public func refcount(_ pfn: PFN) -> Int32 { pm_refcount_load_relaxed(countWord(pfn)) }
+
+  /// Reads the count of the compound head. Relaxed. Mirrors `page_count`.
+  @inlinable
+  public func pageCount(_ pfn: PFN) -> Int32 { refcount(compoundHead(of: pfn)) }
+
+  /// Stores a count. Relaxed; for a frame that nobody else can reach. Mirrors `set_page_count`.
+  @inlinable @inline(__always)
+  public func setRefcount(_ pfn: PFN, _ value: Int32) {
+    pm_refcount_store_relaxed(countWord(pfn), value)
+  }
+
+  /// Adds 1 and says whether the count stayed non-negative. Relaxed. Mirrors `page_ref_inc`, which
+  /// wraps silently; so does this, and false tells.
+  @inlinable @inline(__always) @discardableResult
+  public func increment(_ pfn: PFN) -> Bool { !pm_refcount_inc_relaxed(countWord(pfn)) }
+
+  /// Subtracts 1. Relaxed. Mirrors `page_ref_dec`.
+  @inlinable @inline(__always)
+  public func decrement(_ pfn: PFN) { pm_refcount_dec_relaxed(countWord(pfn)) }
+
+  /// Adds `delta` and says whether the count stayed non-negative. Relaxed. Mirrors `page_ref_add`.
+  @inlinable @inline(__always) @discardableResult
+  public func add(_ pfn: PFN, _ delta: Int32) -> Bool {
+    !pm_refcount_add_relaxed(countWord(pfn), delta)
+  }
+
+  /// Subtracts `delta`. Relaxed. Mirrors `page_ref_sub`.
+  @inlinable @inline(__always)
+  public func subtract(_ pfn: PFN, _ delta: Int32) {
+    pm_refcount_sub_relaxed(countWord(pfn), delta)
+  }
+
+  /// Adds 1 and returns the new count. Fully ordered. Mirrors `page_ref_inc_return`.
+  @inlinable @inline(__always)
+  public func incrementReturn(_ pfn: PFN) -> Int32 {
+    pm_refcount_add_return_seq_cst(countWord(pfn), 1)
+  }
+
+  /// Subtracts 1 and returns the new count. Fully ordered. Mirrors `page_ref_dec_return`.
+  @inlinable @inline(__always)
+  public func decrementReturn(_ pfn: PFN) -> Int32 {
+    pm_refcount_sub_return_seq_cst(countWord(pfn), 1)
+  }
+
+  /// Subtracts `delta` and returns the new count. Fully ordered. Mirrors `page_ref_sub_return`.
+  @inlinable @inline(__always)
+  public func subtractReturn(_ pfn: PFN, _ delta: Int32) -> Int32 {
+    pm_refcount_sub_return_seq_cst(countWord(pfn), delta)
+  }
+
+  /// Subtracts 1; true iff the count became 0. Fully ordered. Mirrors `put_page_testzero`. The
+  /// caller then owns the page and has to free it; `CPU.putPage` does both.
+  @inlinable @inline(__always)
+  public func putAndTest(_ pfn: PFN) -> Bool { pm_refcount_dec_and_test_seq_cst(countWord(pfn)) }
+
+  /// Subtracts `delta`; true iff the count became 0. Fully ordered. Mirrors `page_ref_sub_and_test`.
+  @inlinable @inline(__always)
+  public func subtractAndTest(_ pfn: PFN, _ delta: Int32) -> Bool {
+    pm_refcount_sub_and_test_seq_cst(countWord(pfn), delta)
+  }
+
+  /// Adds `delta` unless the count is `unless`; true iff added. Fully ordered on success, relaxed on
+  /// failure. Mirrors `page_ref_add_unless`.
+  @inlinable @inline(__always)
+  public func add(_ pfn: PFN, _ delta: Int32, unless: Int32) -> Bool {
+    pm_refcount_add_unless_seq_cst(countWord(pfn), delta, unless)
+  }
+
+  /// Adds 1 unless the count is 0; true iff added. Fully ordered on success. Does not go to the
+  /// head: a tail has count 0 and is refused. Mirrors `get_page_unless_zero`.
+  @inlinable @inline(__always)
+  public func getPageUnlessZero(_ pfn: PFN) -> Bool {
+    pm_refcount_inc_unless_zero_seq_cst(countWord(pfn))
+  }
+
+  /// Sets the count to 0 if it is `expected`; true iff it was. Fully ordered on success. Mirrors
+  /// `page_ref_freeze`.
+  @inlinable @inline(__always)
+  public func freeze(_ pfn: PFN, expected: Int32) -> Bool {
+    pm_refcount_freeze_seq_cst(countWord(pfn), expected)
+  }
+
+  /// Stores `value`, release order; ends a freeze. Mirrors `page_ref_unfreeze`.
+  @inlinable @inline(__always)
+  public func unfreeze(_ pfn: PFN, to value: Int32) {
+    pm_refcount_unfreeze_release(countWord(pfn), value)
+  }
+
+  /// Adds a reference to the compound head and says whether its count stayed non-negative. Relaxed.
+  /// The caller must already hold a reference. Mirrors `get_page`, which increments silently even
+  /// from 0 without DEBUG_VM.
+  @inlinable @inline(__always) @discardableResult
+  public func getPage(_ pfn: PFN) -> Bool { increment(compoundHead(of: pfn)) }
+
+  /// Adds a reference to the compound head if its count is positive; false, with nothing changed,
+  /// if not. Relaxed; not safe against a concurrent last put, as in the kernel. Mirrors
+  /// `try_get_page`.
+  @inlinable
+  public func tryGetPage(_ pfn: PFN) -> Bool {
+    let head = compoundHead(of: pfn)
+    guard refcount(head) > 0 else { return false }
+    return increment(head)
+  }
+
+  /// Adds one pin to a small page: ``pinBias`` to its count. Relaxed; the caller holds a reference.
+  @inlinable @inline(__always) @discardableResult
+  public func pin(_ pfn: PFN) -> Bool { add(pfn, FrameTable.pinBias) }
+
+  /// Drops one pin of a small page; true iff the count became 0. Fully ordered.
+  @inlinable @inline(__always)
+  public func unpinAndTest(_ pfn: PFN) -> Bool { subtractAndTest(pfn, FrameTable.pinBias) }
+
+  /// Whether a small page may be pinned for DMA: its count is at least ``pinBias``, which 1024
+  /// ordinary references reach too. Mirrors `folio_maybe_dma_pinned` for order 0.
+  @inlinable
+  public func mayBePinned(_ pfn: PFN) -> Bool {
+    UInt32(bitPattern: refcount(pfn)) >= UInt32(FrameTable.pinBias)
+  }
+
+  /// Adds a reference to each of `count` frames from `first` on. Relaxed. Returns whether all counts
+  /// stayed non-negative.
+  @inlinable @discardableResult
+  public func increment(from first: PFN, count: Int) -> Bool {
+    guard count > 0 else { return true }
+    _ = countWord(PFN(first.rawValue &+ UInt32(count - 1)))
+    let words = countWord(first)
+    var negative = false
+    for offset in 0..<count where pm_refcount_inc_relaxed(words + offset) { negative = true }
+    return !negative
+  }
+
+  /// Adds a reference to each listed frame. Relaxed. Returns whether all counts stayed
+  /// non-negative. Independent locked increments overlap their cache misses, so this needs no
+  /// prefetch.
+  @inlinable @discardableResult
+  public func increment(_ pfns: UnsafeBufferPointer<PFN>) -> Bool {
+    var negative = false
+    for pfn in pfns where pm_refcount_inc_relaxed(countWord(pfn)) { negative = true }
+    return !negative
+  }
+
+  /// Adds a reference to each listed frame unless its count is 0, and returns how many were added;
+  /// `failed` is called for the others. Fully ordered for each success. A rolling prefetch gives
+  /// back the overlap of cache misses that the load in front of the exchange takes.
+  @inlinable
+  public func getPagesUnlessZero(
+    _ pfns: UnsafeBufferPointer<PFN>, failed: (PFN) -> Void = { _ in }
+  ) -> Int {
+    let ahead = 16
+    var added = 0
+    for index in pfns.indices {
+      if index + ahead < pfns.count { pm_prefetch_write(countWord(pfns[index + ahead])) }
+      if pm_refcount_inc_unless_zero_seq_cst(countWord(pfns[index])) {
+        added += 1
+      } else {
+        failed(pfns[index])
+      }
+    }
+    return added
+  }
+}

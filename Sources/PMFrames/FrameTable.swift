@@ -1,0 +1,120 @@
+public import CPhysmemShim
+package import PMArena
+public import PMUnits
+
+/// One record per frame of a machine: count, list link, state, and a migratetype per pageblock.
+///
+/// 14 bytes of address space per frame (Linux: 64), mapped lazily; all zero means "never touched", so
+/// creating a table costs the same at any size. The parts are dense tables of their own: checking
+/// the counts of 512 frames reads 2 KiB.
+///
+/// Thread rules: count operations may run on any thread at any time, their order is in each
+/// comment. Links and states belong to the allocator.
+public final class FrameTable: @unchecked Sendable {
+  // Sendable: counts are atomic words; links and states are written under the lock of the frame's
+  // zone or by the one CPU or owner that holds the frame.
+
+  /// How many frames the table describes, from PFN 0.
+  public let frameCount: Int
+  @usableFromInline package let counts: UnsafeMutablePointer<Int32>
+  @usableFromInline package let links: UnsafeMutablePointer<pm_link>
+  @usableFromInline package let states: UnsafeMutablePointer<UInt16>
+  /// Pageblock types, stored XOR 1 so that zero is MOVABLE, as after boot.
+  @usableFromInline package let pageblocks: UnsafeMutablePointer<UInt8>
+  /// How many list heads stand below link 0; head `i` has the index `-i` as a signed link value.
+  package let sentinelCount: Int
+  private let mapping: TableMapping
+
+  /// Maps the table of `frameCount` frames with room for `sentinelCount` list heads.
+  ///
+  /// Nothing is touched: the cost does not depend on the size.
+  package init(frameCount: Int, sentinelCount: Int) throws(HostError) {
+    // A buddy may lie past the last frame, and an untouched link names the frame 1024 above or below
+    // its own: the padding keeps such reads inside the mapping.
+    let block = Order.maxBlockFrames
+    let padded = (frameCount + block - 1) / block * block
+    let heads = (sentinelCount + block + 7) / 8 * 8
+    func pages(_ bytes: Int) -> Int { (bytes + 4095) & ~4095 }
+    let headBytes = pages(heads * 8)
+    let linkBytes = pages((padded + block) * 8)
+    let stateBytes = pages(padded * 2)
+    let countBytes = pages(padded * 4)
+    let blockBytes = pages(padded / Order.pageblockFrames)
+    let mapping = try TableMapping(
+      byteCount: headBytes + linkBytes + stateBytes + countBytes + blockBytes)
+    var cursor = mapping.base + headBytes
+    links = cursor.bindMemory(to: pm_link.self, capacity: padded + block)
+    cursor += linkBytes
+    states = cursor.bindMemory(to: UInt16.self, capacity: padded)
+    cursor += stateBytes
+    counts = cursor.bindMemory(to: Int32.self, capacity: padded)
+    cursor += countBytes
+    pageblocks = cursor.bindMemory(to: UInt8.self, capacity: padded / Order.pageblockFrames)
+    self.frameCount = frameCount
+    self.sentinelCount = headBytes / 8
+    self.mapping = mapping
+  }
+
+  /// The whole mapping: list heads and tables. For snapshots.
+  package var storage: UnsafeMutableRawBufferPointer {
+    UnsafeMutableRawBufferPointer(start: mapping.base, count: mapping.byteCount)
+  }
+
+  /// Bytes of address space that the table takes, list heads included.
+  public var byteCount: Int { mapping.byteCount }
+
+  /// Asks for transparent huge pages. To be called after the first writes of a new machine: those
+  /// then cost a 4 KiB page each, and whatever is touched later comes in 2 MiB pages.
+  package func adviseHugePages() { mapping.adviseHugePages() }
+
+  /// The count word of a frame; stops the process with a message where the PFN is outside the table.
+  @inlinable @inline(__always)
+  package func countWord(_ pfn: PFN) -> UnsafeMutablePointer<Int32> {
+    if Int(pfn.rawValue) >= frameCount { outOfRange(pfn) }
+    return counts + Int(pfn.rawValue)
+  }
+
+  @usableFromInline @inline(never)
+  package func outOfRange(_ pfn: PFN) -> Never {
+    fatalError("PFN \(pfn) is outside the machine: it has frames 0 to \(String(frameCount - 1, radix: 16))")
+  }
+
+  /// The head of the compound page that contains `pfn`, or `pfn` itself where it is no tail.
+  ///
+  /// Relaxed; without a reference the answer may be stale at once, as in the kernel. Mirrors
+  /// `compound_head`, Linux 6.1.
+  @inlinable
+  public func compoundHead(of pfn: PFN) -> PFN {
+    if Int(pfn.rawValue) >= frameCount { outOfRange(pfn) }
+    let index = Int(pfn.rawValue)
+    if pm_state_load_relaxed(states + index) & 0x0040 == 0 { return pfn }
+    return PFN(pm_link_next_load_relaxed(links + index) &+ pfn.rawValue &+ 1024)
+  }
+
+  /// Whether the frame is the head of a compound page (`PageHead`).
+  public func isCompoundHead(_ pfn: PFN) -> Bool {
+    _ = countWord(pfn)
+    return pm_state_load_relaxed(states + Int(pfn.rawValue)) & FrameState.head != 0
+  }
+
+  /// Whether the frame is a tail of a compound page (`PageTail`).
+  public func isCompoundTail(_ pfn: PFN) -> Bool {
+    _ = countWord(pfn)
+    return pm_state_load_relaxed(states + Int(pfn.rawValue)) & FrameState.tail != 0
+  }
+
+  /// The order of the free block that the frame heads (`PageBuddy` with its order), or nil.
+  public func buddyOrder(_ pfn: PFN) -> Int? {
+    _ = countWord(pfn)
+    let state = pm_state_load_relaxed(states + Int(pfn.rawValue))
+    guard state & FrameState.buddy != 0 else { return nil }
+    return Int(state & FrameState.orderMask)
+  }
+
+  /// The order of a compound page by its head; 0 for every other frame. Mirrors `compound_order`.
+  public func compoundOrder(_ pfn: PFN) -> Int {
+    _ = countWord(pfn)
+    let state = pm_state_load_relaxed(states + Int(pfn.rawValue))
+    return state & FrameState.head != 0 ? Int(state & FrameState.orderMask) : 0
+  }
+}

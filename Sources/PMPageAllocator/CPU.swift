@@ -1,0 +1,202 @@
+internal import CPhysmemShim
+internal import PMFrames
+public import PMUnits
+
+/// One CPU of a machine: the only way to allocate and to free.
+///
+/// A CPU owns per-CPU lists of every zone and touches them without a lock, so one thread at a time
+/// may use it. The type holds that: it cannot be copied, its operations are mutating, and a machine
+/// hands each CPU out once until it is given back (by going out of scope). Move it to another thread
+/// freely. Several CPUs share the zones under a lock per zone.
+///
+/// Operations stop the process with a message on misuse that no kernel run could contain: a PFN
+/// outside every zone, an order outside 0...10 in a free, a block that is not aligned to its order.
+/// What a kernel run could contain, such as a double free, is done as the kernel does it and
+/// reported in the machine's ``Machine/findings``.
+public struct CPU: ~Copyable, @unchecked Sendable {
+  // Sendable: the pointers lead to per-CPU state that only the holder of this value touches, and to
+  // shared state that is atomic or under a zone's lock. The machine is kept alive by the reference.
+
+  /// The machine this CPU belongs to.
+  public let machine: Machine
+  /// The CPU's number in its machine, from 0.
+  public let index: Int
+  /// The NUMA node of the CPU.
+  public let node: Int
+  let core: Core
+  let freePagesForm: KernelModel.FreePages
+  /// Called between the decrement and the reading of the head mark in the form of `__free_pages`
+  /// that has the race there; nil otherwise and by default. An explorer or a test runs the other
+  /// side of the race in it.
+  public var betweenPutAndHeadRead: ((PFN) -> Void)?
+  private var lastSegment: UnsafeMutablePointer<pm_segment>
+
+  init(machine: Machine, index: Int, node: Int, core: Core) {
+    self.machine = machine
+    self.index = index
+    self.node = node
+    self.core = core
+    freePagesForm = machine.model.freePages
+    lastSegment = core.segments
+  }
+
+  deinit { machine.giveBack(cpu: index) }
+
+  // MARK: allocating
+
+  /// Allocates 2^order frames on the CPU's node, or on another where that has none. The first frame
+  /// has a count of 1, the others 0; with `.comp` the block becomes a compound page. Contents are as
+  /// they were, unless `.zero` is given. Mirrors `alloc_pages`, Linux 6.1, default memory policy.
+  @discardableResult
+  public mutating func allocatePages(
+    order: Int = 0, gfp: GFP = .kernel
+  ) throws(AllocationError) -> PFN {
+    let index = allocate(order: order, gfp: gfp.rawValue, node: node)
+    if index == Core.none { throw failure(order: order, gfp: gfp, node: node) }
+    return PFN(index)
+  }
+
+  /// The same with a preferred node. Mirrors `__alloc_pages(gfp, order, nid, NULL)`.
+  @discardableResult
+  public mutating func allocatePages(
+    order: Int = 0, gfp: GFP = .kernel, node: Int
+  ) throws(AllocationError) -> PFN {
+    guard node >= 0, node < machine.nodeCount else { throw .noZone }
+    let index = allocate(order: order, gfp: gfp.rawValue, node: node)
+    if index == Core.none { throw failure(order: order, gfp: gfp, node: node) }
+    return PFN(index)
+  }
+
+  /// Allocates a folio: ``allocatePages(order:gfp:)`` with `.comp`. Mirrors `folio_alloc`.
+  @discardableResult
+  public mutating func allocateFolio(
+    order: Int, gfp: GFP = .kernel
+  ) throws(AllocationError) -> PFN {
+    try allocatePages(order: order, gfp: gfp.union(.comp))
+  }
+
+  /// The engine's entry; `Core.none` where no page was found or the request is not valid.
+  @inline(__always)
+  mutating func allocate(order: Int, gfp: UInt32, node: Int) -> UInt32 {
+    let flags = gfp & GFP.allowedMask
+    let type = (flags >> 3) & 3
+    guard UInt(bitPattern: order) <= 10, type != 3 else { return Core.none }
+    let request = Core.Request(
+      order: UInt32(truncatingIfNeeded: order), gfp: flags, type: UInt8(truncatingIfNeeded: type),
+      highest: GFP(rawValue: flags).highestZoneIndex,
+      zonelist: node &* 2 &+ Int((flags >> 21) & 1))
+    guard core.zonelistStart(request) != core.zonelistEnd(request) else { return Core.none }
+    return core.allocate(request)
+  }
+
+  /// Why there was no page. Only called where there was none.
+  @inline(never)
+  func failure(order: Int, gfp: GFP, node: Int) -> AllocationError {
+    guard UInt(bitPattern: order) <= 10 else {
+      if !gfp.contains(.noWarn) { machine.findings.warnOnce("order above 10 requested") }
+      return .invalidOrder(order)
+    }
+    guard gfp.migratetype != nil else { return .invalidMigratetype }
+    let zonelist = node * 2 + (gfp.contains(.thisNode) ? 1 : 0)
+    let bounds = core.zonelistBounds + zonelist * 8
+    if bounds[gfp.highestZoneIndex] == bounds[7] { return .noZone }
+    return gfp.contains(.directReclaim) ? .wouldReclaim : .outOfMemory
+  }
+
+  // MARK: freeing
+
+  /// Drops a reference to a block's first frame and frees the block if it was the last. If it was
+  /// not and the block is no compound page, the rest of the block is freed piece by piece, the upper
+  /// half first; the first frame is left to whoever still holds it. Mirrors `__free_pages`, in the
+  /// form that the machine's ``KernelModel`` says.
+  ///
+  /// The order is trusted, as in the kernel. A count that was 0 already becomes -1, which counts as
+  /// "not the last": a finding, and the pieces are freed again.
+  @inline(__always)
+  public mutating func freePages(_ pfn: PFN, order: Int) {
+    let index = pfn.rawValue
+    let zone = checkedZone(of: index, order: order)
+    let width = UInt32(truncatingIfNeeded: order)
+    let isHead = core.state(index) & FrameState.head != 0
+    if pm_refcount_dec_and_test_seq_cst(core.counts + Int(index)) {
+      core.free(zone, index, order: width)
+    } else {
+      freePieces(zone, index, order: width, wasHead: isHead)
+    }
+  }
+
+  @inline(never)
+  private mutating func freePieces(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32, order: UInt32, wasHead: Bool
+  ) {
+    reportUnderflow(index)
+    var isHead = wasHead
+    switch freePagesForm {
+    case .beforeTailFix: return
+    case .headReadAfterPut:
+      betweenPutAndHeadRead?(PFN(index))
+      isHead = core.state(index) & FrameState.head != 0
+    case .headReadBeforePut: break
+    }
+    guard !isHead else { return }
+    var piece = order
+    while piece > 0 {
+      piece -= 1
+      core.free(zone, index + 1 << piece, order: piece)
+    }
+  }
+
+  func reportUnderflow(_ index: UInt32) {
+    let count = pm_refcount_load_relaxed(core.counts + Int(index))
+    if count < 0 { machine.findings.append(.refcountUnderflow(pfn: PFN(index), count: count)) }
+  }
+
+  // MARK: zones
+
+  /// The zone of a frame; stops the process where no zone has it.
+  @inline(__always)
+  mutating func zone(of index: UInt32) -> UnsafeMutablePointer<pm_zone> {
+    let segment = lastSegment
+    if index &- segment.pointee.start < segment.pointee.count {
+      return core.zones + Int(segment.pointee.zone)
+    }
+    return zoneElsewhere(index)
+  }
+
+  @inline(never)
+  private mutating func zoneElsewhere(_ index: UInt32) -> UnsafeMutablePointer<pm_zone> {
+    guard let segment = core.segment(containing: index) else {
+      fatalError("PFN \(PFN(index)) is in no zone of the machine")
+    }
+    lastSegment = segment
+    return core.zones + Int(segment.pointee.zone)
+  }
+
+  /// The same for a block, with its order and alignment checked.
+  @inline(__always)
+  mutating func checkedZone(of index: UInt32, order: Int) -> UnsafeMutablePointer<pm_zone> {
+    let mask = (UInt32(1) << UInt32(truncatingIfNeeded: order)) &- 1
+    if UInt(bitPattern: order) > 10 || index & mask != 0 {
+      CPU.misuse(index, order: order)
+    }
+    return zone(of: index)
+  }
+
+  @inline(never)
+  private static func misuse(_ index: UInt32, order: Int) -> Never {
+    if order < 0 || order > Order.max { fatalError("order \(order): expected 0 to \(Order.max)") }
+    fatalError("PFN \(PFN(index)) is not aligned to order \(order)")
+  }
+}
+
+extension Core {
+  /// Frees a block whose last reference is gone. Mirrors `free_the_page`.
+  @inline(__always)
+  func free(_ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32, order: UInt32) {
+    if Core.isPerCPUOrder(order) {
+      freePerCPU(zone, index, order: order)
+    } else {
+      freeToBuddy(zone, index, order: order)
+    }
+  }
+}

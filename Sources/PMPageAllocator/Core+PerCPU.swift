@@ -1,0 +1,298 @@
+internal import CPhysmemShim
+internal import PMFrames
+internal import PMUnits
+
+// A CPU's own lists: pops and pushes without a lock, refills and drains under the zone's.
+extension Core {
+  /// The front block of the CPU's list, refilled if it is empty; `Core.none` where the zone has
+  /// none. Mirrors `rmqueue_pcplist`, Linux 6.1.
+  @inline(__always)
+  func allocatePerCPU(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
+    order: UInt32, type: UInt8, flags: UInt32
+  ) -> UInt32 {
+    pageset.pointee.free_factor >>= 1
+    return popPerCPU(zone, pageset, order: order, type: type, flags: flags)
+  }
+
+  /// The same without the halving of the free factor, as the bulk allocator takes pages.
+  @inline(__always)
+  func popPerCPU(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
+    order: UInt32, type: UInt8, flags: UInt32
+  ) -> UInt32 {
+    let head =
+      UInt32(bitPattern: pageset.pointee.list_base) &+ Core.perCPUIndex(order: order, type: type)
+    var index = next(head)
+    if index == head {
+      refill(zone, pageset, head: head, order: order, type: type, flags: flags)
+      index = next(head)
+      if index == head { return Core.none }
+    }
+    guard delete(index) != nil else { return Core.none }
+    pageset.pointee.count &-= 1 << Int32(order)
+    pageset.pointee.pgalloc &+= 1 << UInt64(order)
+    return index
+  }
+
+  /// Fills a list of the CPU from the buddy lists. Takes the lock. Mirrors `rmqueue_bulk`.
+  ///
+  /// The kernel takes block by block, splitting the smallest block each time, so that a larger block
+  /// is used up from its start. The same pages come out when a run is cut off the front at once and
+  /// the rest is linked as the pieces that remain; that keeps the lock for a few list operations.
+  @inline(never)
+  func refill(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
+    head: UInt32, order: UInt32, type: UInt8, flags: UInt32
+  ) {
+    let batch = UInt32(bitPattern: pageset.pointee.batch)
+    var wanted = batch > 1 ? max(batch >> order, 2) : 1
+    var runCount = 0
+    var taken: UInt32 = 0
+    // The lines that the other CPU wrote last come in together instead of one after another.
+    pm_prefetch_write(link(freeList(zone, order: 0, type: type)))
+    pm_prefetch_write(link(freeList(zone, order: 8, type: type)))
+    pm_prefetch_write(pm_zone_nr_free(zone))
+    pm_lock_acquire(&zone.pointee.lock)
+    while taken < wanted {
+      let run = takeRun(zone, order: order, type: type, atMost: wanted - taken)
+      if run.count > 0 {
+        runs[runCount] = run
+        runCount += 1
+        taken += run.count
+      } else if log.takeUnretainedValue().isHalted
+        || !steal(zone, order: order, type: type, flags: flags)
+      {
+        wanted = taken
+      }
+    }
+    if taken > 0 { addFreePages(zone, pageset, -Int32(taken << order)) }
+    pm_lock_release(&zone.pointee.lock)
+    for run in 0..<runCount {
+      linkRun(pageset, head, runs[run], order: order, type: type)
+    }
+  }
+
+  /// Cuts up to `atMost` blocks off the front of the smallest sufficient block.
+  @inline(__always)
+  private func takeRun(
+    _ zone: UnsafeMutablePointer<pm_zone>, order: UInt32, type: UInt8, atMost: UInt32
+  ) -> TakenRun {
+    let mask = nonemptyOrders(zone, type: type) >> UInt16(truncatingIfNeeded: order)
+    guard mask != 0 else { return TakenRun(start: Core.none, count: 0) }
+    let found = order &+ UInt32(truncatingIfNeeded: mask.trailingZeroBitCount)
+    let index = next(freeList(zone, order: found, type: type))
+    guard deleteBlock(zone, index, order: found) else {
+      return TakenRun(start: Core.none, count: 0)
+    }
+    let blocks: UInt32 = 1 << (found &- order)
+    let count = min(blocks, atMost)
+    var rest = count << order
+    while rest < 1 << found {
+      let piece = UInt32(truncatingIfNeeded: rest.trailingZeroBitCount)
+      addBlock(zone, index &+ rest, order: piece, type: type, toBack: false)
+      rest &+= 1 << piece
+    }
+    return TakenRun(start: index, count: count)
+  }
+
+  /// Tests the blocks of a run and appends the good ones to the CPU's list, ascending. A bad block is
+  /// leaked.
+  @inline(__always)
+  private func linkRun(
+    _ pageset: UnsafeMutablePointer<pm_pageset>, _ head: UInt32, _ run: TakenRun, order: UInt32,
+    type: UInt8
+  ) {
+    let frames = Int(run.count) << Int(order)
+    let start = Int(run.start)
+    if pm_states_or(states + start, frames) & ~FrameState.harmless == 0,
+      pm_counts_all_zero(counts + start, frames)
+    {
+      appendRun(pageset, head, run, order: order, type: type)
+      return
+    }
+    for block in 0..<run.count {
+      let index = run.start + block << order
+      if isCleanForAllocation(index, order: order, moment: .refill) {
+        appendRun(pageset, head, TakenRun(start: index, count: 1), order: order, type: type)
+      }
+    }
+  }
+
+  @inline(__always)
+  private func appendRun(
+    _ pageset: UnsafeMutablePointer<pm_pageset>, _ head: UInt32, _ run: TakenRun, order: UInt32,
+    type: UInt8
+  ) {
+    let step: UInt32 = 1 << order
+    let last = run.start &+ (run.count &- 1) << order
+    let before = previous(head)
+    // Links are differences, so those inside a run are all the same.
+    let inner = pm_link(next: step &- 1024, prev: 1024 &- step)
+    var cursor = run.start
+    while cursor <= last {
+      link(cursor).pointee = inner
+      cursor &+= step
+    }
+    setPrevious(run.start, before)
+    setNext(before, run.start)
+    setNext(last, head)
+    setPrevious(head, last)
+    let state = FrameState.touched | UInt16(type) << FrameState.migratetypeShift
+    if order == 0 {
+      pm_states_fill(states + Int(run.start), Int(run.count), state)
+    } else {
+      cursor = run.start
+      while cursor <= last {
+        setState(cursor, state)
+        cursor &+= step
+      }
+    }
+    pageset.pointee.count &+= Int32(run.count << order)
+  }
+
+  // MARK: freeing
+
+  /// Frees a block to the CPU's lists, without a test of its first page. Mirrors `free_unref_page`.
+  @inline(__always)
+  func freePerCPU(_ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32, order: UInt32) {
+    guard prepareFree(index, order: order, testsFirst: false) else { return }
+    let type = cacheType(index)
+    let pageset = pagesets + Int(zone.pointee.index)
+    if type >= 3 {
+      freeSpecial(zone, pageset, index, order: order, type: type)
+    } else {
+      commit(zone, pageset, index, order: order, listType: type)
+    }
+  }
+
+  /// Stores the pageblock's type in the page, where it stays while the page is on a per-CPU list.
+  @inline(__always)
+  func cacheType(_ index: UInt32) -> UInt8 {
+    let type = pageblockType(index)
+    let state = state(index) & ~FrameState.migratetypeMask
+    setState(index, state | UInt16(type) << FrameState.migratetypeShift)
+    return type
+  }
+
+  /// Pages of highatomic pageblocks use the movable list; those of isolated ones no list at all.
+  @inline(never)
+  func freeSpecial(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
+    _ index: UInt32, order: UInt32, type: UInt8
+  ) {
+    if type == 4 {
+      pm_lock_acquire(&zone.pointee.lock)
+      freeBlock(zone, pageset, index, order: order, type: type, toTail: false)
+      pm_lock_release(&zone.pointee.lock)
+    } else {
+      commit(zone, pageset, index, order: order, listType: 1)
+    }
+  }
+
+  /// Pushes a block and drains the lists where they hold too much. Mirrors
+  /// `free_unref_page_commit` with `nr_pcp_high` and `nr_pcp_free`.
+  @inline(__always)
+  func commit(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
+    _ index: UInt32, order: UInt32, listType: UInt8
+  ) {
+    let slot = Core.perCPUIndex(order: order, type: listType)
+    guard addFront(UInt32(bitPattern: pageset.pointee.list_base) &+ slot, index) else { return }
+    pageset.pointee.pgfree &+= 1 << UInt64(order)
+    let count = pageset.pointee.count &+ (1 << Int32(order))
+    pageset.pointee.count = count
+    // High-order frees on a CPU that was freeing lately empty everything; a zone under reclaim
+    // keeps less. Both are decided out of line.
+    let isHighOrderFlush = order != 0 && order <= 3 && pageset.pointee.free_factor != 0
+    if count < pageset.pointee.high, !isHighOrderFlush,
+      pm_word_load_relaxed(&zone.pointee.flags) & 2 == 0
+    {
+      return
+    }
+    overflow(zone, pageset, slot: slot, flushesAll: isHighOrderFlush)
+  }
+
+  @inline(never)
+  private func overflow(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
+    slot: UInt32, flushesAll: Bool
+  ) {
+    let batch = pageset.pointee.batch
+    let count = pageset.pointee.count
+    if flushesAll {
+      drain(zone, pageset, atMost: count, from: slot)
+      return
+    }
+    var limit = pageset.pointee.high
+    if limit != 0, pm_word_load_relaxed(&zone.pointee.flags) & 2 != 0 { limit = min(batch << 2, limit) }
+    if count < limit { return }
+    if limit < batch {
+      drain(zone, pageset, atMost: 1, from: slot)
+      return
+    }
+    let scaled = batch << Int32(pageset.pointee.free_factor)
+    if scaled < limit - batch, pageset.pointee.free_factor < 5 { pageset.pointee.free_factor += 1 }
+    drain(zone, pageset, atMost: min(max(scaled, batch), limit - batch), from: slot)
+  }
+
+  /// Gives about `atMost` pages of the CPU's lists back, from the back of the list `slot`, then of
+  /// those after it. Takes the lock. Mirrors `free_pcppages_bulk`.
+  @inline(never)
+  func drain(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
+    atMost: Int32, from slot: UInt32
+  ) {
+    var amount = min(pageset.pointee.count, atMost)
+    guard amount > 0 else { return }
+    let base = UInt32(bitPattern: pageset.pointee.list_base)
+    pm_lock_acquire(&zone.pointee.lock)
+    let hasIsolated = zone.pointee.nr_isolate_pageblock != 0
+    var position = slot
+    // One turn over all lists: a list is emptied before the next is visited.
+    for _ in 0..<14 where amount > 0 {
+      let head = base &+ position
+      let order = Core.order(ofPerCPUIndex: position)
+      var index = previous(head)
+      while index != head, amount > 0 {
+        let following = previous(index)
+        prefetchNeighbours(following)
+        guard delete(index) != nil else {
+          amount = 0
+          break
+        }
+        amount &-= 1 << Int32(order)
+        pageset.pointee.count &-= 1 << Int32(order)
+        let state = state(index)
+        let isClean =
+          state & ~FrameState.harmless == 0 && pm_refcount_load_relaxed(counts + Int(index)) == 0
+        if isClean || isCleanForDrain(index) {
+          let cached = UInt8(
+            truncatingIfNeeded: (state & FrameState.migratetypeMask) >> FrameState.migratetypeShift)
+          let type = hasIsolated ? pageblockType(index) : cached
+          freeBlock(zone, pageset, index, order: order, type: type, toTail: false)
+        }
+        index = following
+      }
+      position = position == 13 ? 0 : position &+ 1
+    }
+    pm_lock_release(&zone.pointee.lock)
+  }
+
+  @inline(__always)
+  private func prefetchNeighbours(_ index: UInt32) {
+    if Int32(bitPattern: index) < 0 { return }
+    pm_prefetch_write(states + Int(index))
+    pm_prefetch_write(counts + Int(index))
+  }
+
+  /// Empties the CPU's lists of one zone. Mirrors `drain_pages_zone`.
+  func drainAll(_ zone: UnsafeMutablePointer<pm_zone>) {
+    let pageset = pagesets + Int(zone.pointee.index)
+    while pageset.pointee.count > 0 {
+      let before = pageset.pointee.count
+      drain(zone, pageset, atMost: max(pageset.pointee.batch, 1) * 32, from: 0)
+      if pageset.pointee.count == before { break }
+    }
+  }
+}

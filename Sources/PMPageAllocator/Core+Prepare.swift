@@ -1,0 +1,206 @@
+internal import CPhysmemShim
+internal import PMFrames
+internal import PMUnits
+
+// What happens to a page between the lists and its user, and the tests on the way.
+extension Core {
+  // MARK: to the user
+
+  /// Gives a block its first reference and what the request asks for. Mirrors `prep_new_page`.
+  @inline(__always)
+  func prepareNew(_ index: UInt32, order: UInt32, gfp: UInt32) {
+    pm_refcount_store_relaxed(counts + Int(index), 1)
+    if gfp & GFP.zero.rawValue != 0 || zeroesOnAllocation { zero(index, order: order) }
+    if order > 0, gfp & GFP.comp.rawValue != 0 { makeCompound(index, order: order) }
+  }
+
+  @inline(never)
+  private func zero(_ index: UInt32, order: UInt32) {
+    (arena + Int(index) << 12).initializeMemory(as: UInt8.self, repeating: 0, count: 4096 << Int(order))
+  }
+
+  /// Mirrors `prep_compound_page`.
+  @inline(never)
+  func makeCompound(_ index: UInt32, order: UInt32) {
+    setState(index, state(index) & ~FrameState.orderMask | FrameState.head | UInt16(order))
+    let frames = UInt32(1) << order
+    pm_states_fill(
+      states + Int(index) + 1, Int(frames) - 1, FrameState.touched | FrameState.tail)
+    for offset in 1..<frames {
+      let tail = index &+ offset
+      pm_link_next_store_relaxed(link(tail), index &- tail &- 1024)
+    }
+  }
+
+  // MARK: from the user
+
+  /// Tests a block that is being freed and clears what must not survive; false where it is bad, in
+  /// which case the whole block stays with nobody. Mirrors `free_pages_prepare`, Linux 6.1 without
+  /// DEBUG_VM: the first page is tested only on the way past the per-CPU lists.
+  @inline(__always)
+  func prepareFree(_ index: UInt32, order: UInt32, testsFirst: Bool) -> Bool {
+    let state = state(index)
+    // Anything but a plain page, or for higher orders a plain or compound block, is rare.
+    let first = state & ~(FrameState.harmless | FrameState.head)
+    if order == 0 {
+      if first != 0 || (testsFirst && pm_refcount_load_relaxed(counts + Int(index)) != 0) {
+        return prepareFreeSlow(index, order: order, testsFirst: testsFirst)
+      }
+      setState(index, FrameState.touched)
+      return true
+    }
+    let tails = Int(1) << Int(order) - 1
+    let tailStates = pm_states_or(states + Int(index) + 1, tails)
+    let isCompound = state & FrameState.head != 0
+    let unexpected = tailStates & ~(FrameState.harmless | (isCompound ? FrameState.tail : 0))
+    if first | unexpected != 0 || !pm_counts_all_zero(counts + Int(index) + 1, tails)
+      || (testsFirst && pm_refcount_load_relaxed(counts + Int(index)) != 0)
+    {
+      return prepareFreeSlow(index, order: order, testsFirst: testsFirst)
+    }
+    if isCompound { pm_states_fill(states + Int(index) + 1, tails, FrameState.touched) }
+    setState(index, FrameState.touched)
+    return true
+  }
+
+  /// Page by page, in the kernel's order.
+  @inline(never)
+  private func prepareFreeSlow(_ index: UInt32, order: UInt32, testsFirst: Bool) -> Bool {
+    let table = details.takeUnretainedValue()
+    var first = table[index]
+    first.flags.remove(.mlocked)
+    if order == 0, first.flags.contains(.hwpoison) {
+      setDetails(index, first)
+      return false
+    }
+    var isGood = true
+    if order > 0 {
+      let isCompound = state(index) & (FrameState.head | FrameState.tail) != 0
+      for tail in (index + 1)..<(index + 1 << order) {
+        if isCompound, state(tail) & FrameState.tail != 0 {
+          setState(tail, state(tail) & ~FrameState.tail)
+          var own = table[tail]
+          own.mapping = 0
+          setDetails(tail, own)
+        }
+        if test(tail, mask: .checkedAtFree, moment: .free) {
+          clearFlags(tail)
+        } else {
+          isGood = false
+        }
+      }
+    }
+    if first.mapping & 3 != 0 { first.mapping = 0 }
+    setDetails(index, first)
+    if testsFirst, !test(index, mask: .checkedAtFree, moment: .free) { isGood = false }
+    guard isGood else { return false }
+    // A tail that is freed alone keeps the mapping that marks tails, and is found by it later.
+    if state(index) & FrameState.tail != 0 {
+      setState(index, state(index) & ~FrameState.tail)
+      var own = table[index]
+      own.mapping = Core.tailMapping
+      setDetails(index, own)
+    }
+    clearFlags(index)
+    // The order of a free block goes; its mark stays, as the kernel tests nothing here.
+    setState(index, state(index) & ~FrameState.orderMask)
+    return true
+  }
+
+  /// What `mapping` holds in a tail of a compound page.
+  static let tailMapping: UInt64 = 0xdead_0000_0000_0400
+
+  private func clearFlags(_ index: UInt32) {
+    var own = details.takeUnretainedValue()[index]
+    own.flags.subtract(.checkedAtPrep)
+    setDetails(index, own)
+    let cleared = FrameState.head | FrameState.lru | FrameState.reserved | FrameState.slab
+    setState(index, state(index) & ~cleared | FrameState.touched)
+  }
+
+  /// Replaces a page's details and keeps the mark in its state word in step.
+  func setDetails(_ index: UInt32, _ value: PageDetails) {
+    details.takeUnretainedValue().store(value, at: index)
+    let state = state(index)
+    let marked = value.isClean ? state & ~FrameState.detail : state | FrameState.detail
+    if marked != state { setState(index, marked | FrameState.touched) }
+  }
+
+  // MARK: tests
+
+  /// All flags of a page in the kernel's bits.
+  func flags(_ index: UInt32) -> PageFlags {
+    let state = state(index)
+    var flags: PageFlags =
+      state & FrameState.detail != 0 ? details.takeUnretainedValue()[index].flags : []
+    if state & FrameState.head != 0 { flags.insert(.head) }
+    if state & FrameState.lru != 0 { flags.insert(.lru) }
+    if state & FrameState.reserved != 0 { flags.insert(.reserved) }
+    if state & FrameState.slab != 0 { flags.insert(.slab) }
+    return flags
+  }
+
+  /// The page test; a failure is reported and resets the map count, as `bad_page` does. Mirrors
+  /// `page_expected_state` and `page_bad_reason`.
+  func test(_ index: UInt32, mask: PageFlags, moment: BadPage.Moment) -> Bool {
+    let state = state(index)
+    let own =
+      state & FrameState.detail != 0 ? details.takeUnretainedValue()[index] : PageDetails()
+    let isBuddy = state & FrameState.buddy != 0
+    let flags = flags(index)
+    let count = pm_refcount_load_relaxed(counts + Int(index))
+    var reason: String?
+    if isBuddy || own.mapcount != -1 { reason = "nonzero mapcount" }
+    if own.mapping != 0 || state & FrameState.tail != 0 { reason = "non-NULL mapping" }
+    if count != 0 { reason = "nonzero _refcount" }
+    if !flags.isDisjoint(with: mask) {
+      reason =
+        moment == .free || moment == .drain
+        ? "PAGE_FLAGS_CHECK_AT_FREE flag(s) set" : "PAGE_FLAGS_CHECK_AT_PREP flag(s) set"
+    }
+    if own.memcg != 0 { reason = "page still charged to cgroup" }
+    guard let reason else { return true }
+    let mapcount = isBuddy ? -128 : own.mapcount + 1
+    log.takeUnretainedValue().append(
+      .badPage(
+        BadPage(
+          pfn: PFN(index), reason: reason, flags: flags, refcount: count, mapcount: mapcount,
+          moment: moment)))
+    var reset = own
+    reset.mapcount = -1
+    setDetails(index, reset)
+    setState(index, self.state(index) & ~FrameState.buddy | FrameState.touched)
+    return false
+  }
+
+  /// Tests a block that comes from the buddy lists; the first bad page is reported and the block is
+  /// leaked. Mirrors `check_new_pages`.
+  @inline(__always)
+  func isCleanForAllocation(_ index: UInt32, order: UInt32, moment: BadPage.Moment) -> Bool {
+    let frames = Int(1) << Int(order)
+    if pm_states_or(states + Int(index), frames) & ~FrameState.harmless == 0,
+      pm_counts_all_zero(counts + Int(index), frames)
+    {
+      return true
+    }
+    return isCleanForAllocationSlow(index, frames: UInt32(frames), moment: moment)
+  }
+
+  @inline(never)
+  private func isCleanForAllocationSlow(
+    _ index: UInt32, frames: UInt32, moment: BadPage.Moment
+  ) -> Bool {
+    for page in index..<(index + frames) {
+      if flags(page).contains(.hwpoison) { return false }
+      if !test(page, mask: .checkedAtPrep, moment: moment) { return false }
+    }
+    return true
+  }
+
+  /// Tests the first page of a block that leaves a per-CPU list. Mirrors `check_pcp_refill`'s
+  /// counterpart at the drain.
+  @inline(never)
+  func isCleanForDrain(_ index: UInt32) -> Bool {
+    test(index, mask: .checkedAtFree, moment: .drain)
+  }
+}

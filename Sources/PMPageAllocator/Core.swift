@@ -1,0 +1,156 @@
+internal import CPhysmemShim
+internal import PMFrames
+internal import PMUnits
+
+/// The allocator's flags of one request (specification 2.5). Plain bits: they are tested per page.
+enum AllocFlags {
+  static let watermarkMin: UInt32 = 0
+  static let watermarkLow: UInt32 = 1
+  static let watermarkMask: UInt32 = 3
+  static let noWatermarks: UInt32 = 0x4
+  static let oom: UInt32 = 0x8
+  static let nonBlock: UInt32 = 0x10
+  static let minReserve: UInt32 = 0x20
+  static let cpuset: UInt32 = 0x40
+  static let noFragment: UInt32 = 0x100
+  static let highatomic: UInt32 = 0x200
+  static let kswapd: UInt32 = 0x800
+  static let reserves: UInt32 = nonBlock | minReserve | highatomic | oom
+}
+
+/// A run of equal blocks that a refill took, before they are tested and linked.
+struct TakenRun {
+  var start: UInt32
+  var count: UInt32
+}
+
+/// What one CPU of a machine sees: the shared tables and this CPU's own lists.
+///
+/// This is the one engine. It is a bundle of pointers into memory that the machine owns, so that hot
+/// paths neither retain nor copy anything; everything that changes lives behind the pointers. It must
+/// not outlive the machine; `CPU` keeps that promise.
+struct Core {
+  /// "No page", where a PFN is expected. Above every PFN and every list head.
+  static let none: UInt32 = 0x7fff_ffff
+  /// The link value of a frame that was removed from a list, as the kernel's list poison. It names a
+  /// list head of its own that nothing points to, so following it is harmless and noticed.
+  static let poison: UInt32 = UInt32(bitPattern: -8)
+
+  let links: UnsafeMutablePointer<pm_link>
+  let states: UnsafeMutablePointer<UInt16>
+  let counts: UnsafeMutablePointer<Int32>
+  let pageblocks: UnsafeMutablePointer<UInt8>
+  let zones: UnsafeMutablePointer<pm_zone>
+  /// This CPU's pagesets, by zone index.
+  let pagesets: UnsafeMutablePointer<pm_pageset>
+  let nodes: UnsafeMutablePointer<pm_node>
+  let segments: UnsafeMutablePointer<pm_segment>
+  let segmentCount: Int
+  /// Eight words per zonelist (node × 2 + thisnode): where the entries start for a highest zone
+  /// index 0...4, and, in word 7, where they end.
+  let zonelistBounds: UnsafeMutablePointer<UInt32>
+  let zonelistEntries: UnsafeMutablePointer<UInt16>
+  /// Room for the runs of one refill: as many as the largest batch.
+  let runs: UnsafeMutablePointer<TakenRun>
+  /// Set to 1 when the last page came without watermarks (`page_is_pfmemalloc`).
+  let pfmemalloc: UnsafeMutablePointer<UInt8>
+  let arena: UnsafeMutableRawPointer
+  let log: Unmanaged<FindingLog>
+  let details: Unmanaged<PageDetailTable>
+  let zoneCount: Int
+  let watermarkBoostFactor: Int64
+  let isMultiNode: Bool
+  let isMobilityDisabled: Bool
+  let zeroesOnAllocation: Bool
+}
+
+extension Core {
+  // MARK: zones
+
+  /// The segment that contains a frame, or nil for a hole. Binary search; callers keep the last one.
+  func segment(containing index: UInt32) -> UnsafeMutablePointer<pm_segment>? {
+    var low = 0
+    var high = segmentCount
+    while low < high {
+      let middle = (low + high) / 2
+      let segment = segments + middle
+      if index < segment.pointee.start {
+        high = middle
+      } else if index &- segment.pointee.start >= segment.pointee.count {
+        low = middle + 1
+      } else {
+        return segment
+      }
+    }
+    return nil
+  }
+
+  /// Whether a frame belongs to a zone. Mirrors the comparison of zone and node bits in the flags.
+  func contains(_ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32) -> Bool {
+    segment(containing: index)?.pointee.zone == UInt32(zone.pointee.index)
+  }
+
+  @inline(__always)
+  func pageblockType(_ index: UInt32) -> UInt8 {
+    pm_pageblock_load_relaxed(pageblocks + Int(index >> 9)) ^ 1
+  }
+
+  /// Mirrors `set_pageblock_migratetype`. pre: the zone's lock is held.
+  func setPageblockType(_ index: UInt32, _ type: UInt8) {
+    let stored = isMobilityDisabled && type < 3 ? 0 : type
+    pm_pageblock_store_relaxed(pageblocks + Int(index >> 9), stored ^ 1)
+  }
+
+  @inline(__always)
+  func state(_ index: UInt32) -> UInt16 { pm_state_load_relaxed(states + Int(index)) }
+
+  @inline(__always)
+  func setState(_ index: UInt32, _ value: UInt16) {
+    pm_state_store_relaxed(states + Int(index), value)
+  }
+
+  /// The order of the free block that a frame heads, an untouched one included, or nil.
+  /// pre: the frame lies in a zone.
+  func freeBlockOrder(_ index: UInt32) -> UInt32? {
+    let state = state(index)
+    if state & FrameState.buddy != 0 { return UInt32(state & FrameState.orderMask) }
+    return state == 0 && index & 1023 == 0 ? 10 : nil
+  }
+
+  // MARK: counters
+
+  /// Applies a change of the free pages to the CPU's pending difference and, beyond its threshold, to
+  /// the zone's counter, which is all that watermarks look at. Mirrors `__mod_zone_page_state`.
+  /// pre: the zone's lock is held.
+  @inline(__always)
+  func addFreePages(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
+    _ delta: Int32
+  ) {
+    let pending = pageset.pointee.stat_diff &+ delta
+    let threshold = pageset.pointee.stat_threshold
+    if pending > threshold || pending < -threshold {
+      let free = pm_counter_load_relaxed(&zone.pointee.nr_free_pages)
+      pm_counter_store_relaxed(&zone.pointee.nr_free_pages, free &+ Int64(pending))
+      pageset.pointee.stat_diff = 0
+    } else {
+      pageset.pointee.stat_diff = pending
+    }
+  }
+
+  // MARK: per-CPU list indices
+
+  /// Whether blocks of this order have per-CPU lists. Mirrors `pcp_allowed_order`.
+  @inline(__always)
+  static func isPerCPUOrder(_ order: UInt32) -> Bool { order <= 3 || order == 9 }
+
+  /// Mirrors `order_to_pindex` with two lists for order 9: not movable, movable.
+  @inline(__always)
+  static func perCPUIndex(order: UInt32, type: UInt8) -> UInt32 {
+    order <= 3 ? order * 3 + UInt32(type) : (type == 1 ? 13 : 12)
+  }
+
+  /// The order of the blocks on a per-CPU list. Mirrors `pindex_to_order`.
+  @inline(__always)
+  static func order(ofPerCPUIndex index: UInt32) -> UInt32 { index < 12 ? index / 3 : 9 }
+}

@@ -1,0 +1,220 @@
+internal import CPhysmemShim
+public import PMArena
+public import PMFrames
+public import PMUnits
+internal import Synchronization
+
+/// Why a machine could not be made or used.
+public enum MachineError: Error, Sendable {
+  /// The host could not give the memory.
+  case arena(ArenaError)
+  /// The host could not map the frame tables.
+  case tables(HostError)
+  /// The description contradicts itself or asks for more than there can be.
+  case invalidDescription(String)
+  /// A state to load contradicts itself.
+  case invalidState(String)
+  /// The CPU is in use already: one thread at a time.
+  case cpuInUse(Int)
+  /// The machine has no such CPU.
+  case noSuchCPU(Int, count: Int)
+}
+
+extension MachineError: CustomStringConvertible {
+  /// One line that says what is wrong and what was expected.
+  public var description: String {
+    switch self {
+    case .arena(let error): "\(error)"
+    case .tables(let error): "frame tables: \(error)"
+    case .invalidDescription(let text): text
+    case .invalidState(let text): text
+    case .cpuInUse(let cpu): "CPU \(cpu) is in use: a CPU serves one thread at a time"
+    case .noSuchCPU(let cpu, let count): "no CPU \(cpu): the machine has CPUs 0 to \(count - 1)"
+    }
+  }
+}
+
+/// The physical memory of one machine: bytes, counts, zones.
+///
+/// A machine comes from a ``MachineDescription`` (as after boot) or from a ``MachineState`` (as a
+/// trace holds it). Physical addresses are offsets into its ``arena``. Allocation and freeing go
+/// through the machine's CPUs, see ``CPU``; counts can be changed by any thread through ``frames``.
+///
+/// What covers the whole machine — ``state(withMaps:)``, ``snapshot()``, ``restore(_:)`` and
+/// ``invariantViolations()`` — needs the CPUs at rest.
+public final class Machine: @unchecked Sendable {
+  // Sendable: all stored properties are constant; what they point to is atomic, under a zone's lock,
+  // or per-CPU and handed out once by `claims`.
+
+  /// The bytes.
+  public let arena: Arena
+  /// Counts and states of all frames.
+  public let frames: FrameTable
+  /// What the modelled kernel would have reported.
+  public let findings: FindingLog
+  /// Which kernel's behaviour the machine has.
+  public let model: KernelModel
+  /// The zones, ascending by node and kind.
+  public let zoneIDs: [ZoneID]
+  /// The node of each CPU.
+  public let cpuNodes: [Int]
+  /// How many nodes there are.
+  public let nodeCount: Int
+  let records: MachineRecords
+  let details: PageDetailTable
+  let shape: MachineState
+  private let claims: Mutex<[Bool]>
+
+  /// Maps memory and tables for a machine of this shape; lists are empty, all frames untouched.
+  /// `shape` gives the scalars only.
+  init(
+    shape: MachineState, segments: [MachineSegment], arena configuration: ArenaConfiguration,
+    model: KernelModel, zeroesOnAllocation: Bool = false
+  ) throws(MachineError) {
+    let frameCount = Int(configuration.byteCount.rawValue >> 12)
+    do { arena = try Arena(configuration) } catch { throw .arena(error) }
+    do {
+      frames = try FrameTable(
+        frameCount: frameCount,
+        sentinelCount: MachineRecords.listHeadCount(
+          zones: shape.zones.count, cpus: shape.cpuNodes.count))
+      records = try MachineRecords(shape: shape, segments: segments)
+    } catch { throw .tables(error) }
+    findings = FindingLog()
+    details = PageDetailTable()
+    self.model = model
+    self.shape = shape
+    zoneIDs = shape.zones.map(\.id)
+    cpuNodes = shape.cpuNodes
+    nodeCount = shape.nodes.count
+    claims = Mutex(Array(repeating: false, count: shape.cpuNodes.count))
+    settings = Settings(
+      zeroesOnAllocation: zeroesOnAllocation, isMultiNode: shape.nodes.filter { $0.present > 0 }.count > 1)
+    let core = core(cpu: 0)
+    core.makeEmpty(Core.poison)
+    for zone in 0..<records.zoneCount {
+      for slot in 0..<80 {
+        core.makeEmpty(UInt32(bitPattern: records.zones[zone].list_base) &+ UInt32(slot))
+      }
+    }
+    for pageset in 0..<(records.zoneCount * cpuNodes.count) {
+      for slot in 0..<14 {
+        core.makeEmpty(UInt32(bitPattern: records.pagesets[pageset].list_base) &+ UInt32(slot))
+      }
+    }
+  }
+
+  private struct Settings: Sendable {
+    var zeroesOnAllocation: Bool
+    var isMultiNode: Bool
+  }
+  private let settings: Settings
+
+  /// The engine as one CPU sees it.
+  func core(cpu: Int) -> Core {
+    Core(
+      links: frames.links, states: frames.states, counts: frames.counts,
+      pageblocks: frames.pageblocks, zones: records.zones,
+      pagesets: records.pagesets + cpu * records.zoneCount, nodes: records.nodes,
+      segments: records.segments, segmentCount: records.segmentCount,
+      zonelistBounds: records.zonelistBounds, zonelistEntries: records.zonelistEntries,
+      runs: records.runs + cpu * records.runCapacity, pfmemalloc: records.pfmemalloc + cpu * 64,
+      arena: arena.base, log: Unmanaged.passUnretained(findings),
+      details: Unmanaged.passUnretained(details), zoneCount: records.zoneCount,
+      watermarkBoostFactor: shape.watermarkBoostFactor, isMultiNode: settings.isMultiNode,
+      isMobilityDisabled: shape.isMobilityDisabled,
+      zeroesOnAllocation: settings.zeroesOnAllocation)
+  }
+
+  // MARK: CPUs
+
+  /// Hands out a CPU until the returned value goes out of scope.
+  public func claimCPU(_ index: Int) throws(MachineError) -> CPU {
+    guard cpuNodes.indices.contains(index) else {
+      throw .noSuchCPU(index, count: cpuNodes.count)
+    }
+    let isFree = claims.withLock { claims in
+      if claims[index] { return false }
+      claims[index] = true
+      return true
+    }
+    guard isFree else { throw .cpuInUse(index) }
+    return CPU(machine: self, index: index, node: cpuNodes[index], core: core(cpu: index))
+  }
+
+  func giveBack(cpu: Int) { claims.withLock { $0[cpu] = false } }
+
+  // MARK: looking
+
+  /// The zone's index in ``zoneIDs``, or nil.
+  public func zoneIndex(_ zone: ZoneID) -> Int? { zoneIDs.firstIndex(of: zone) }
+
+  /// The zone of a frame, or nil for a hole.
+  public func zone(of pfn: PFN) -> ZoneID? {
+    core(cpu: 0).segment(containing: pfn.rawValue).map { zoneIDs[Int($0.pointee.zone)] }
+  }
+
+  /// All flags of a page in the kernel's bits.
+  public func flags(of pfn: PFN) -> PageFlags {
+    _ = frames.refcount(pfn)
+    return core(cpu: 0).flags(pfn.rawValue)
+  }
+
+  /// Sets and clears flags of a page that the caller owns. `.head` cannot be changed: compound
+  /// allocation and freeing do that.
+  public func setFlags(of pfn: PFN, _ flags: PageFlags) {
+    _ = frames.refcount(pfn)
+    let core = core(cpu: 0)
+    let index = pfn.rawValue
+    var own = core.details.takeUnretainedValue()[index]
+    own.flags = flags.subtracting([.lru, .slab, .reserved, .head])
+    core.setDetails(index, own)
+    var state = core.state(index) & ~(FrameState.lru | FrameState.slab | FrameState.reserved)
+    if flags.contains(.lru) { state |= FrameState.lru }
+    if flags.contains(.slab) { state |= FrameState.slab }
+    if flags.contains(.reserved) { state |= FrameState.reserved }
+    core.setState(index, state | FrameState.touched)
+  }
+
+  /// Map count, mapping and memory cgroup of a page; a clean page's where nothing was set.
+  public func details(of pfn: PFN) -> PageDetails {
+    _ = frames.refcount(pfn)
+    return details[pfn.rawValue]
+  }
+
+  /// Sets map count, mapping and memory cgroup of a page that the caller owns; flags are set by
+  /// ``setFlags(of:_:)`` and ignored here.
+  public func setDetails(of pfn: PFN, mapcount: Int32 = -1, mapping: UInt64 = 0, memcg: UInt64 = 0) {
+    _ = frames.refcount(pfn)
+    let flags = details[pfn.rawValue].flags
+    core(cpu: 0).setDetails(
+      pfn.rawValue,
+      PageDetails(flags: flags, mapcount: mapcount, mapping: mapping, memcg: memcg))
+  }
+
+  /// The migratetype of the pageblock that contains a frame.
+  public func pageblockType(of pfn: PFN) -> Migratetype {
+    _ = frames.refcount(pfn)
+    return Migratetype(rawValue: core(cpu: 0).pageblockType(pfn.rawValue)) ?? .unmovable
+  }
+
+  /// Bytes of address space for everything per frame: the frame table and the machine's records.
+  public var metadataByteCount: Int { frames.byteCount + records.byteCount }
+}
+
+/// A run of frames of one zone, as the machine is laid out.
+public struct MachineSegment: Hashable, Sendable {
+  /// First PFN.
+  public var start: UInt32
+  /// Number of frames.
+  public var count: UInt32
+  /// Index of the zone in the machine's zones.
+  public var zone: Int
+
+  /// A segment from its parts.
+  public init(start: UInt32, count: UInt32, zone: Int) {
+    self.start = start
+    self.count = count
+    self.zone = zone
+  }
+}
