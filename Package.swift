@@ -21,16 +21,22 @@ let package = Package(
   name: "physmem",
   products: [
     .library(
-      name: "Physmem", targets: ["PMUnits", "PMArena", "PMFrames", "PMPageAllocator"]),
+      name: "Physmem", targets: ["PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMReplay"]),
+    .executable(name: "physmem", targets: ["physmem"]),
   ],
   dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
   ],
   targets: [
     // System calls, atomics with the memory order in the name, layouts.
     .target(
       name: "CPhysmemShim", path: "CShim", exclude: ["zlib"], publicHeadersPath: "include",
       cSettings: strictC, linkerSettings: [.linkedLibrary("numa")]),
+    // gzip reading, from the system's zlib.
+    .systemLibrary(
+      name: "CZlib", path: "CShim/zlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
     // Values: PFN, order, migratetype, zone kind, GFP flags, sizes.
     .target(name: "PMUnits", swiftSettings: strict),
     // Host memory: who owns the bytes.
@@ -47,6 +53,19 @@ let package = Package(
     .target(
       name: "PMPageAllocator",
       dependencies: ["CPhysmemShim", "PMUnits", "PMArena", "PMFrames"], swiftSettings: strict),
+    // Traces of a real kernel: reading, performing, comparing.
+    .target(
+      name: "PMReplay",
+      dependencies: ["CZlib", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator"],
+      swiftSettings: strict),
+    // The command.
+    .executableTarget(
+      name: "physmem",
+      dependencies: [
+        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMReplay",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
+      ], swiftSettings: strict),
     .testTarget(
       name: "PMArenaTests",
       dependencies: [
