@@ -85,6 +85,7 @@ extension CPU {
       if core.state(head) & FrameState.head != 0 {
         freeLastReference(zone, head)
       } else {
+        if core.state(head) & FrameState.detail != 0 { uncharge(head) }
         dead.append(head)
       }
     }
@@ -120,11 +121,21 @@ extension CPU {
   @inline(__always)
   func freeLastReference(_ zone: UnsafeMutablePointer<pm_zone>, _ head: UInt32) {
     let state = core.state(head)
+    if state & FrameState.detail != 0 { uncharge(head) }
     if state & FrameState.head != 0 {
       core.free(zone, head, order: UInt32(state & FrameState.orderMask))
     } else {
       core.freePerCPU(zone, head, order: 0)
     }
+  }
+
+  /// The last put takes a page out of its memory cgroup; `__free_pages` does not.
+  @inline(never)
+  private func uncharge(_ head: UInt32) {
+    var own = core.details.takeUnretainedValue()[head]
+    own.memcg = 0
+    if core.state(head) & FrameState.lru != 0 { own.flags.subtract([.active, .unevictable]) }
+    core.setDetails(head, own)
   }
 
   @inline(never)
