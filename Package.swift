@@ -22,6 +22,7 @@ let package = Package(
   products: [
     .library(
       name: "Physmem", targets: ["PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMReplay"]),
+    .library(name: "PhysmemBench", targets: ["PMBench"]),
     .executable(name: "physmem", targets: ["physmem"]),
   ],
   dependencies: [
@@ -32,7 +33,7 @@ let package = Package(
   targets: [
     // System calls, atomics with the memory order in the name, layouts.
     .target(
-      name: "CPhysmemShim", path: "CShim", exclude: ["zlib"], publicHeadersPath: "include",
+      name: "CPhysmemShim", path: "CShim", exclude: ["zlib", "limits"], publicHeadersPath: "include",
       cSettings: strictC, linkerSettings: [.linkedLibrary("numa")]),
     // gzip reading, from the system's zlib.
     .systemLibrary(
@@ -58,11 +59,21 @@ let package = Package(
       name: "PMReplay",
       dependencies: ["CZlib", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator"],
       swiftSettings: strict),
+    // The same work in plain C, for benchmarks.
+    .target(
+      name: "CPhysmemLimits", path: "CShim/limits", publicHeadersPath: "include",
+      cSettings: strictC),
+    // The benchmark cases, each beside its physical limit.
+    .target(
+      name: "PMBench",
+      dependencies: [
+        "CPhysmemLimits", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMReplay",
+      ], swiftSettings: strict),
     // The command.
     .executableTarget(
       name: "physmem",
       dependencies: [
-        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMReplay",
+        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMReplay", "PMBench",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: strict),

@@ -5,28 +5,28 @@
 /// that no frame returns to zero.
 package enum FrameState {
   /// Order of a free block (with ``buddy``) or of a compound page (with ``head``).
-  package static let orderMask: UInt16 = 0x000f
+  @inlinable package static var orderMask: UInt16 { 0x000f }
   /// The frame heads a block on a buddy list. Changes only under the zone's lock.
-  package static let buddy: UInt16 = 0x0010
+  @inlinable package static var buddy: UInt16 { 0x0010 }
   /// `PG_head`: the first page of a compound page.
-  package static let head: UInt16 = 0x0020
+  @inlinable package static var head: UInt16 { 0x0020 }
   /// A tail of a compound page; its link's `next` is the head.
-  package static let tail: UInt16 = 0x0040
+  @inlinable package static var tail: UInt16 { 0x0040 }
   /// Where the cached migratetype stands (`page->index` of a free page).
-  package static let migratetypeShift: UInt16 = 7
+  @inlinable package static var migratetypeShift: UInt16 { 7 }
   /// The cached migratetype.
-  package static let migratetypeMask: UInt16 = 0x0380
+  @inlinable package static var migratetypeMask: UInt16 { 0x0380 }
   /// `PG_lru` of the page's head, or movable by its driver.
-  package static let lru: UInt16 = 0x0400
+  @inlinable package static var lru: UInt16 { 0x0400 }
   /// `PG_reserved`.
-  package static let reserved: UInt16 = 0x0800
+  @inlinable package static var reserved: UInt16 { 0x0800 }
   /// `PG_slab`.
-  package static let slab: UInt16 = 0x1000
+  @inlinable package static var slab: UInt16 { 0x1000 }
   /// An entry in the machine's detail table: other flags, mapcount, mapping, memory cgroup.
-  package static let detail: UInt16 = 0x2000
+  @inlinable package static var detail: UInt16 { 0x2000 }
   /// Set by every write.
-  package static let touched: UInt16 = 0x8000
+  @inlinable package static var touched: UInt16 { 0x8000 }
 
   /// Bits that say nothing about whether a page may be freed or handed out.
-  package static let harmless: UInt16 = orderMask | migratetypeMask | touched
+  @inlinable package static var harmless: UInt16 { orderMask | migratetypeMask | touched }
 }

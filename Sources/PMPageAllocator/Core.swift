@@ -24,44 +24,71 @@ struct TakenRun {
   var count: UInt32
 }
 
-/// What one CPU of a machine sees: the shared tables and this CPU's own lists.
-///
-/// This is the one engine. It is a bundle of pointers into memory that the machine owns, so that hot
-/// paths neither retain nor copy anything; everything that changes lives behind the pointers. It must
-/// not outlive the machine; `CPU` keeps that promise.
-struct Core {
-  /// "No page", where a PFN is expected. Above every PFN and every list head.
-  static let none: UInt32 = 0x7fff_ffff
-  /// The link value of a frame that was removed from a list, as the kernel's list poison. It names a
-  /// list head of its own that nothing points to, so following it is harmless and noticed.
-  static let poison: UInt32 = UInt32(bitPattern: -8)
-
-  let links: UnsafeMutablePointer<pm_link>
-  let states: UnsafeMutablePointer<UInt16>
-  let counts: UnsafeMutablePointer<Int32>
-  let pageblocks: UnsafeMutablePointer<UInt8>
-  let zones: UnsafeMutablePointer<pm_zone>
+/// Where a CPU's view of a machine is kept: one per CPU, constant.
+struct CoreFields {
+  var links: UnsafeMutablePointer<pm_link>
+  var states: UnsafeMutablePointer<UInt16>
+  var counts: UnsafeMutablePointer<Int32>
+  var pageblocks: UnsafeMutablePointer<UInt8>
+  var zones: UnsafeMutablePointer<pm_zone>
   /// This CPU's pagesets, by zone index.
-  let pagesets: UnsafeMutablePointer<pm_pageset>
-  let nodes: UnsafeMutablePointer<pm_node>
-  let segments: UnsafeMutablePointer<pm_segment>
-  let segmentCount: Int
+  var pagesets: UnsafeMutablePointer<pm_pageset>
+  var nodes: UnsafeMutablePointer<pm_node>
+  var segments: UnsafeMutablePointer<pm_segment>
+  var segmentCount: Int
   /// Eight words per zonelist (node × 2 + thisnode): where the entries start for a highest zone
   /// index 0...4, and, in word 7, where they end.
-  let zonelistBounds: UnsafeMutablePointer<UInt32>
-  let zonelistEntries: UnsafeMutablePointer<UInt16>
+  var zonelistBounds: UnsafeMutablePointer<UInt32>
+  var zonelistEntries: UnsafeMutablePointer<UInt16>
   /// Room for the runs of one refill: as many as the largest batch.
-  let runs: UnsafeMutablePointer<TakenRun>
+  var runs: UnsafeMutablePointer<TakenRun>
   /// Set to 1 when the last page came without watermarks (`page_is_pfmemalloc`).
-  let pfmemalloc: UnsafeMutablePointer<UInt8>
-  let arena: UnsafeMutableRawPointer
-  let log: Unmanaged<FindingLog>
-  let details: Unmanaged<PageDetailTable>
-  let zoneCount: Int
-  let watermarkBoostFactor: Int64
-  let isMultiNode: Bool
-  let isMobilityDisabled: Bool
-  let zeroesOnAllocation: Bool
+  var pfmemalloc: UnsafeMutablePointer<UInt8>
+  var arena: UnsafeMutableRawPointer
+  var log: Unmanaged<FindingLog>
+  var details: Unmanaged<PageDetailTable>
+  var zoneCount: Int
+  var watermarkBoostFactor: Int64
+  var isMultiNode: Bool
+  var isMobilityDisabled: Bool
+  var zeroesOnAllocation: Bool
+}
+
+/// What one CPU of a machine sees: the shared tables and this CPU's own lists.
+///
+/// This is the one engine. It is a pointer to pointers into memory that the machine owns, one word that
+/// is passed in a register, so that hot paths neither retain nor copy anything; everything that changes
+/// lives behind the pointers. It must not outlive the machine; `CPU` keeps that promise.
+struct Core {
+  /// "No page", where a PFN is expected. Above every PFN and every list head.
+  static var none: UInt32 { 0x7fff_ffff }
+  /// The link value of a frame that was removed from a list, as the kernel's list poison. It names a
+  /// list head of its own that nothing points to, so following it is harmless and noticed.
+  static var poison: UInt32 { UInt32(bitPattern: -8) }
+
+  let fields: UnsafeMutablePointer<CoreFields>
+
+  @inline(__always) var links: UnsafeMutablePointer<pm_link> { fields.pointee.links }
+  @inline(__always) var states: UnsafeMutablePointer<UInt16> { fields.pointee.states }
+  @inline(__always) var counts: UnsafeMutablePointer<Int32> { fields.pointee.counts }
+  @inline(__always) var pageblocks: UnsafeMutablePointer<UInt8> { fields.pointee.pageblocks }
+  @inline(__always) var zones: UnsafeMutablePointer<pm_zone> { fields.pointee.zones }
+  @inline(__always) var pagesets: UnsafeMutablePointer<pm_pageset> { fields.pointee.pagesets }
+  @inline(__always) var nodes: UnsafeMutablePointer<pm_node> { fields.pointee.nodes }
+  @inline(__always) var segments: UnsafeMutablePointer<pm_segment> { fields.pointee.segments }
+  @inline(__always) var segmentCount: Int { fields.pointee.segmentCount }
+  @inline(__always) var zonelistBounds: UnsafeMutablePointer<UInt32> { fields.pointee.zonelistBounds }
+  @inline(__always) var zonelistEntries: UnsafeMutablePointer<UInt16> { fields.pointee.zonelistEntries }
+  @inline(__always) var runs: UnsafeMutablePointer<TakenRun> { fields.pointee.runs }
+  @inline(__always) var pfmemalloc: UnsafeMutablePointer<UInt8> { fields.pointee.pfmemalloc }
+  @inline(__always) var arena: UnsafeMutableRawPointer { fields.pointee.arena }
+  @inline(__always) var log: Unmanaged<FindingLog> { fields.pointee.log }
+  @inline(__always) var details: Unmanaged<PageDetailTable> { fields.pointee.details }
+  @inline(__always) var zoneCount: Int { fields.pointee.zoneCount }
+  @inline(__always) var watermarkBoostFactor: Int64 { fields.pointee.watermarkBoostFactor }
+  @inline(__always) var isMultiNode: Bool { fields.pointee.isMultiNode }
+  @inline(__always) var isMobilityDisabled: Bool { fields.pointee.isMobilityDisabled }
+  @inline(__always) var zeroesOnAllocation: Bool { fields.pointee.zeroesOnAllocation }
 }
 
 extension Core {

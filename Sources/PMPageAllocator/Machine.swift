@@ -90,6 +90,8 @@ public final class Machine: @unchecked Sendable {
     claims = Mutex(Array(repeating: false, count: shape.cpuNodes.count))
     settings = Settings(
       zeroesOnAllocation: zeroesOnAllocation, isMultiNode: shape.nodes.filter { $0.present > 0 }.count > 1)
+    cores = .allocate(capacity: shape.cpuNodes.count)
+    for cpu in shape.cpuNodes.indices { (cores + cpu).initialize(to: makeFields(cpu: cpu)) }
     let core = core(cpu: 0)
     core.makeEmpty(Core.poison)
     for zone in 0..<records.zoneCount {
@@ -104,6 +106,10 @@ public final class Machine: @unchecked Sendable {
     }
   }
 
+  deinit { cores.deallocate() }
+
+  private let cores: UnsafeMutablePointer<CoreFields>
+
   private struct Settings: Sendable {
     var zeroesOnAllocation: Bool
     var isMultiNode: Bool
@@ -111,8 +117,10 @@ public final class Machine: @unchecked Sendable {
   private let settings: Settings
 
   /// The engine as one CPU sees it.
-  func core(cpu: Int) -> Core {
-    Core(
+  func core(cpu: Int) -> Core { Core(fields: cores + cpu) }
+
+  private func makeFields(cpu: Int) -> CoreFields {
+    CoreFields(
       links: frames.links, states: frames.states, counts: frames.counts,
       pageblocks: frames.pageblocks, zones: records.zones,
       pagesets: records.pagesets + cpu * records.zoneCount, nodes: records.nodes,

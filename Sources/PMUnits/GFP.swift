@@ -10,67 +10,67 @@ public struct GFP: OptionSet, Hashable, Sendable, BitwiseCopyable {
   public init(rawValue: UInt32) { self.rawValue = rawValue }
 
   /// `__GFP_DMA`: from zone DMA.
-  public static let dma: GFP = GFP(rawValue: 0x1)
+  @inlinable public static var dma: GFP { GFP(rawValue: 0x1) }
   /// `__GFP_HIGHMEM`: with ``movable``, zone Movable is allowed too.
-  public static let highmem: GFP = GFP(rawValue: 0x2)
+  @inlinable public static var highmem: GFP { GFP(rawValue: 0x2) }
   /// `__GFP_DMA32`: from zone DMA32 or below.
-  public static let dma32: GFP = GFP(rawValue: 0x4)
+  @inlinable public static var dma32: GFP { GFP(rawValue: 0x4) }
   /// `__GFP_MOVABLE`: the pages can be moved.
-  public static let movable: GFP = GFP(rawValue: 0x8)
+  @inlinable public static var movable: GFP { GFP(rawValue: 0x8) }
   /// `__GFP_RECLAIMABLE`: the pages can be reclaimed.
-  public static let reclaimable: GFP = GFP(rawValue: 0x10)
+  @inlinable public static var reclaimable: GFP { GFP(rawValue: 0x10) }
   /// `__GFP_HIGH`: may use part of the reserves.
-  public static let high: GFP = GFP(rawValue: 0x20)
+  @inlinable public static var high: GFP { GFP(rawValue: 0x20) }
   /// `__GFP_IO`: may start I/O.
-  public static let io: GFP = GFP(rawValue: 0x40)
+  @inlinable public static var io: GFP { GFP(rawValue: 0x40) }
   /// `__GFP_FS`: may call into file systems.
-  public static let fs: GFP = GFP(rawValue: 0x80)
+  @inlinable public static var fs: GFP { GFP(rawValue: 0x80) }
   /// `__GFP_ZERO`: the pages are zeroed.
-  public static let zero: GFP = GFP(rawValue: 0x100)
+  @inlinable public static var zero: GFP { GFP(rawValue: 0x100) }
   /// `__GFP_ATOMIC`: order 0 ignores a watermark boost.
-  public static let atomicBit: GFP = GFP(rawValue: 0x200)
+  @inlinable public static var atomicBit: GFP { GFP(rawValue: 0x200) }
   /// `__GFP_DIRECT_RECLAIM`: may reclaim, and so may sleep.
-  public static let directReclaim: GFP = GFP(rawValue: 0x400)
+  @inlinable public static var directReclaim: GFP { GFP(rawValue: 0x400) }
   /// `__GFP_KSWAPD_RECLAIM`: wakes kswapd when memory is low.
-  public static let kswapdReclaim: GFP = GFP(rawValue: 0x800)
+  @inlinable public static var kswapdReclaim: GFP { GFP(rawValue: 0x800) }
   /// `__GFP_WRITE`: the page will be dirtied.
-  public static let write: GFP = GFP(rawValue: 0x1000)
+  @inlinable public static var write: GFP { GFP(rawValue: 0x1000) }
   /// `__GFP_NOWARN`: failure is not reported.
-  public static let noWarn: GFP = GFP(rawValue: 0x2000)
+  @inlinable public static var noWarn: GFP { GFP(rawValue: 0x2000) }
   /// `__GFP_RETRY_MAYFAIL`.
-  public static let retryMayFail: GFP = GFP(rawValue: 0x4000)
+  @inlinable public static var retryMayFail: GFP { GFP(rawValue: 0x4000) }
   /// `__GFP_NOFAIL`.
-  public static let noFail: GFP = GFP(rawValue: 0x8000)
+  @inlinable public static var noFail: GFP { GFP(rawValue: 0x8000) }
   /// `__GFP_NORETRY`.
-  public static let noRetry: GFP = GFP(rawValue: 0x1_0000)
+  @inlinable public static var noRetry: GFP { GFP(rawValue: 0x1_0000) }
   /// `__GFP_MEMALLOC`: watermarks are ignored when everything else failed.
-  public static let memalloc: GFP = GFP(rawValue: 0x2_0000)
+  @inlinable public static var memalloc: GFP { GFP(rawValue: 0x2_0000) }
   /// `__GFP_COMP`: the block becomes a compound page.
-  public static let comp: GFP = GFP(rawValue: 0x4_0000)
+  @inlinable public static var comp: GFP { GFP(rawValue: 0x4_0000) }
   /// `__GFP_NOMEMALLOC`: no reserves.
-  public static let noMemalloc: GFP = GFP(rawValue: 0x8_0000)
+  @inlinable public static var noMemalloc: GFP { GFP(rawValue: 0x8_0000) }
   /// `__GFP_HARDWALL`: cpuset limits hold.
-  public static let hardwall: GFP = GFP(rawValue: 0x10_0000)
+  @inlinable public static var hardwall: GFP { GFP(rawValue: 0x10_0000) }
   /// `__GFP_THISNODE`: no fallback to other nodes.
-  public static let thisNode: GFP = GFP(rawValue: 0x20_0000)
+  @inlinable public static var thisNode: GFP { GFP(rawValue: 0x20_0000) }
   /// `__GFP_ACCOUNT`: charged to a memory cgroup.
-  public static let account: GFP = GFP(rawValue: 0x40_0000)
+  @inlinable public static var account: GFP { GFP(rawValue: 0x40_0000) }
 
   /// `GFP_ATOMIC`.
-  public static let atomic: GFP = GFP(rawValue: 0xa20)
+  @inlinable public static var atomic: GFP { GFP(rawValue: 0xa20) }
   /// `GFP_NOWAIT`.
-  public static let noWait: GFP = GFP(rawValue: 0x800)
+  @inlinable public static var noWait: GFP { GFP(rawValue: 0x800) }
   /// `GFP_KERNEL`.
-  public static let kernel: GFP = GFP(rawValue: 0xcc0)
+  @inlinable public static var kernel: GFP { GFP(rawValue: 0xcc0) }
   /// `GFP_USER`.
-  public static let user: GFP = GFP(rawValue: 0x10_0cc0)
+  @inlinable public static var user: GFP { GFP(rawValue: 0x10_0cc0) }
   /// `GFP_HIGHUSER`.
-  public static let highUser: GFP = GFP(rawValue: 0x10_0cc2)
+  @inlinable public static var highUser: GFP { GFP(rawValue: 0x10_0cc2) }
   /// `GFP_HIGHUSER_MOVABLE`.
-  public static let highUserMovable: GFP = GFP(rawValue: 0x10_0cca)
+  @inlinable public static var highUserMovable: GFP { GFP(rawValue: 0x10_0cca) }
 
   /// The bits that mean something after boot (`gfp_allowed_mask`).
-  public static let allowedMask: UInt32 = 0x7ff_ffff
+  @inlinable public static var allowedMask: UInt32 { 0x7ff_ffff }
 
   /// The highest zone the request may use. Mirrors `gfp_zone`: the low four bits through the
   /// specification's table 2.3; combinations that the kernel only asserts against give DMA.
@@ -80,7 +80,7 @@ public struct GFP: OptionSet, Hashable, Sendable, BitwiseCopyable {
   }
 
   /// ``highestZone`` as an index, from a table of sixteen 2-bit entries.
-  @inlinable
+  @inlinable @inline(__always)
   package var highestZoneIndex: Int {
     // From bits 15..0: 15..13 DMA, 12 MOVABLE|DMA32 is DMA32, 11 DMA, 10 MOVABLE|HIGHMEM is
     // Movable, 9 MOVABLE|DMA is DMA, 8 MOVABLE is Normal, 7..5 DMA, 4 DMA32 is DMA32, 3 DMA,

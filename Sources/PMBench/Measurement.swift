@@ -1,0 +1,186 @@
+internal import Foundation
+internal import PMArena
+internal import Synchronization
+
+/// What a case gave.
+public struct BenchmarkResult: Sendable {
+  /// The case's name.
+  public var name: String
+  /// The case's unit.
+  public var unit: String
+  /// Median over the rounds; nil where the case could not run.
+  public var value: Double?
+  /// Median of the limit over the rounds, in the same unit; nil where the case has none.
+  public var limit: Double?
+  /// Median of the rounds' ratios; nil where the case has no limit.
+  public var ratio: Double?
+  /// The number of the bar.
+  public var bar: Double
+  /// `ratio`, `at_most` or `at_least`: what the bar is compared with, and how.
+  public var barKind: String
+  /// Whether the bar is met.
+  public var met: Bool
+  /// Threads at work.
+  public var threads: Int
+  /// Rounds.
+  public var runs: Int
+  /// The smallest value of a round.
+  public var min: Double?
+  /// The largest.
+  public var max: Double?
+  /// Why a case could not run.
+  public var reason: String?
+}
+
+/// Times cases: subject and limit in turn, round by round.
+public struct BenchmarkRunner {
+  /// Rounds per case.
+  public var rounds: Int
+  /// How long a subject is repeated in a round, at least.
+  public var roundSeconds: Double
+
+  /// Nine rounds, as PERFORMANCE.md asks for.
+  public init(rounds: Int = 9, roundSeconds: Double = 0.02) {
+    self.rounds = rounds
+    self.roundSeconds = roundSeconds
+  }
+
+  /// Runs a case.
+  public func run(_ item: BenchmarkCase) -> BenchmarkResult {
+    do {
+      let subject = try item.prepare()
+      var values: [Double] = []
+      var limits: [Double] = []
+      // One round that does not count warms caches, tables and branch predictors.
+      for round in 0...rounds {
+        let (value, limit) = try measure(subject)
+        if round == 0 { continue }
+        values.append(value)
+        if let limit { limits.append(limit) }
+      }
+      return result(item, values, limits)
+    } catch {
+      var failed = result(item, [], [])
+      failed.reason = "\(error)"
+      return failed
+    }
+  }
+
+  private func result(
+    _ item: BenchmarkCase, _ values: [Double], _ limits: [Double]
+  ) -> BenchmarkResult {
+    let value = values.isEmpty ? nil : values.median
+    let ratios = limits.count == values.count ? zip(values, limits).map { $0 / $1 } : []
+    let ratio = ratios.isEmpty ? nil : ratios.median
+    let bar: (Double, String, Bool)
+    switch item.bar {
+    case .ratio(let most): bar = (most, "ratio", ratio.map { $0 <= most } ?? false)
+    case .atMost(let most): bar = (most, "at_most", value.map { $0 <= most } ?? false)
+    case .atLeast(let least): bar = (least, "at_least", value.map { $0 >= least } ?? false)
+    }
+    return BenchmarkResult(
+      name: item.name, unit: item.unit, value: value,
+      limit: limits.isEmpty ? nil : limits.median, ratio: ratio, bar: bar.0, barKind: bar.1,
+      met: bar.2, threads: item.threads, runs: values.count, min: values.min(),
+      max: values.max(), reason: nil)
+  }
+
+  private func measure(_ subject: Subject) throws -> (Double, Double?) {
+    switch subject {
+    case .single(let workload, let limit):
+      // The limit stands on both sides of the subject, so that a drift of the machine cancels.
+      let before = nanoseconds(limit)
+      let value = nanoseconds(workload)
+      return (value, (before + nanoseconds(limit)) / 2)
+    case .paired(let workloads, let limits):
+      let before = together(limits)
+      let value = together(workloads)
+      return (value, (before + together(limits)) / 2)
+    case .scaling(let one, let two):
+      let alone = 1 / together([one])
+      let both = Double(two.count) / together(two)
+      return (both / alone, nil)
+    case .figure(let find): return try find()
+    }
+  }
+
+  /// The median time of an operation over repetitions.
+  private func nanoseconds(_ workload: Workload) -> Double {
+    var samples: [Double] = []
+    var spent = 0.0
+    while spent < roundSeconds || samples.count < 3 {
+      workload.before()
+      let seconds = Stopwatch.seconds(workload.run)
+      workload.after()
+      samples.append(seconds * 1e9 / Double(workload.operations))
+      spent += seconds
+    }
+    return samples.median
+  }
+
+  /// The median time of an operation per thread, with one pinned thread per workload all at work at
+  /// the same time: a thread goes on until all have enough samples, and samples that were not wholly
+  /// covered by the others are dropped.
+  private func together(_ workloads: [Workload]) -> Double {
+    let medians = Mutex([Double]())
+    let waiting = Atomic(workloads.count)
+    let unfinished = Atomic(workloads.count)
+    let enough = roundSeconds
+    let lent = workloads.map(UncheckedTransfer.init)
+    let threads = lent.enumerated().map { index, workload in
+      Thread {
+        try? Host.pinCurrentThread(toCPU: index)
+        let workload = workload.value
+        var samples: [Double] = []
+        var spent = 0.0
+        waiting.subtract(1, ordering: .sequentiallyConsistent)
+        while waiting.load(ordering: .sequentiallyConsistent) > 0 {}
+        var isDone = false
+        while unfinished.load(ordering: .relaxed) > 0 {
+          workload.before()
+          let seconds = Stopwatch.seconds(workload.run)
+          workload.after()
+          // After the first thread has enough, another may be at its end: such samples do not count.
+          if !isDone {
+            samples.append(seconds * 1e9 / Double(workload.operations))
+            spent += seconds
+          }
+          if !isDone, spent >= enough, samples.count >= 5 {
+            isDone = true
+            unfinished.subtract(1, ordering: .relaxed)
+          }
+        }
+        medians.withLock { $0.append(samples.median) }
+      }
+    }
+    for thread in threads { thread.start() }
+    while medians.withLock({ $0.count }) < workloads.count { sched_yield() }
+    return medians.withLock { $0.reduce(0, +) / Double($0.count) }
+  }
+}
+
+/// A workload on its way to the one thread that runs it.
+private struct UncheckedTransfer: @unchecked Sendable {
+  // Sendable: each workload is used by exactly one thread, started after it was made.
+  let value: Workload
+  init(_ value: Workload) { self.value = value }
+}
+
+/// Times a block.
+enum Stopwatch {
+  /// Seconds that `body` took.
+  static func seconds(_ body: () -> Void) -> Double {
+    let clock = ContinuousClock()
+    let parts = clock.measure(body).components
+    return Double(parts.seconds) + Double(parts.attoseconds) * 1e-18
+  }
+}
+
+extension [Double] {
+  /// The middle value; pre: not empty.
+  var median: Double {
+    let sorted = self.sorted()
+    let middle = sorted.count / 2
+    return sorted.count % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
+  }
+}
