@@ -140,6 +140,15 @@ PM_INLINE uint8_t pm_pageblock_load_relaxed(const uint8_t *_Nonnull type) {
 PM_INLINE void pm_pageblock_store_relaxed(uint8_t *_Nonnull type, uint8_t value) {
   __atomic_store_n(type, value, __ATOMIC_RELAXED);
 }
+/// Sets or clears bits of a pageblock's marks; any thread may. Relaxed: what they say is told by the
+/// lock or the ownership under which the frames themselves change hands.
+PM_INLINE void pm_marks_set(uint8_t *_Nonnull marks, uint8_t bits) {
+  __atomic_fetch_or(marks, bits, __ATOMIC_RELAXED);
+}
+/// See above.
+PM_INLINE void pm_marks_clear(uint8_t *_Nonnull marks, uint8_t bits) {
+  __atomic_fetch_and(marks, (uint8_t)~bits, __ATOMIC_RELAXED);
+}
 /// Reads a tail's head link without a lock. Relaxed.
 PM_INLINE uint32_t pm_link_next_load_relaxed(const pm_link *_Nonnull link) {
   return __atomic_load_n(&link->next, __ATOMIC_RELAXED);
@@ -160,19 +169,20 @@ PM_INLINE void pm_lock_release(uint32_t *_Nonnull lock) {
   __atomic_store_n(lock, 0, __ATOMIC_RELEASE);
 }
 
-/// The bitwise or of `n` state words in one sweep. In C: a wide read of words that other threads may
-/// read or raise meanwhile, which is a race only in name (see the callers), and has to be told so to
-/// ThreadSanitizer. pre: the range lies in the table.
-uint16_t pm_states_or(const uint16_t *_Nonnull states, size_t n)
+/// What a sweep over frames saw: in the low 16 bits the bitwise or of their state words, above them
+/// whether any count is not 0.
+#define PM_SWEEP_COUNT 0x10000u
+
+/// Sweeps the states and counts of `n` frames. In C: a wide read of words that other threads may read
+/// or raise meanwhile, which is a race only in name (see the callers), and has to be told so to
+/// ThreadSanitizer. pre: the range lies in both tables.
+uint32_t pm_frames_sweep(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts, size_t n)
     __attribute__((visibility("hidden")));
-/// Whether all of `n` counts are 0, in one sweep. As above.
-bool pm_counts_all_zero(const int32_t *_Nonnull counts, size_t n)
+/// Whether any of `n` counts is not 0. As above.
+bool pm_counts_sweep(const int32_t *_Nonnull counts, size_t n)
     __attribute__((visibility("hidden")));
 /// Stores `value` in `n` state words. As above; the buddy mark is in neither old nor new value.
 void pm_states_fill(uint16_t *_Nonnull states, size_t n, uint16_t value)
-    __attribute__((visibility("hidden")));
-/// Stores `value` in `n` counts of frames nobody else holds. As above.
-void pm_counts_fill(int32_t *_Nonnull counts, size_t n, int32_t value)
     __attribute__((visibility("hidden")));
 
 #endif

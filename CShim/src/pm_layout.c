@@ -26,22 +26,68 @@ void pm_lock_contended(uint32_t *lock) {
   }
 }
 
-PM_SWEEP uint16_t pm_states_or(const uint16_t *states, size_t n) {
-  uint16_t all = 0;
-  for (size_t i = 0; i < n; i++) all |= states[i];
-  return all;
+// One body for every instruction set: the compiler makes wide loads of it as far as it may.
+#define PM_SWEEP_BODY                        \
+  uint16_t state = 0;                        \
+  int32_t count = 0;                         \
+  for (size_t i = 0; i < n; i++) {           \
+    state |= states[i];                      \
+  }                                          \
+  for (size_t i = 0; i < n; i++) {           \
+    count |= counts[i];                      \
+  }                                          \
+  return state | (count != 0 ? PM_SWEEP_COUNT : 0)
+
+#if defined(__x86_64__)
+PM_SWEEP __attribute__((target("avx2"))) static uint32_t sweep_avx2(const uint16_t *states,
+                                                                    const int32_t *counts,
+                                                                    size_t n) {
+  PM_SWEEP_BODY;
+}
+#endif
+
+PM_SWEEP static uint32_t sweep_baseline(const uint16_t *states, const int32_t *counts, size_t n) {
+  PM_SWEEP_BODY;
 }
 
-PM_SWEEP bool pm_counts_all_zero(const int32_t *counts, size_t n) {
-  int32_t all = 0;
-  for (size_t i = 0; i < n; i++) all |= counts[i];
-  return all == 0;
+PM_SWEEP uint32_t pm_frames_sweep(const uint16_t *states, const int32_t *counts, size_t n) {
+  if (n < 16) {
+    // Short blocks are the common ones; a plain loop has no set-up.
+    uint32_t state = 0;
+    int32_t count = 0;
+#pragma clang loop vectorize(disable) unroll(disable)
+    for (size_t i = 0; i < n; i++) {
+      state |= states[i];
+      count |= counts[i];
+    }
+    return state | (count != 0 ? PM_SWEEP_COUNT : 0);
+  }
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) return sweep_avx2(states, counts, n);
+#endif
+  return sweep_baseline(states, counts, n);
+}
+
+#define PM_COUNTS_BODY                                 \
+  int32_t count = 0;                                   \
+  for (size_t i = 0; i < n; i++) count |= counts[i];   \
+  return count != 0
+
+#if defined(__x86_64__)
+PM_SWEEP __attribute__((target("avx2"))) static bool counts_avx2(const int32_t *counts, size_t n) {
+  PM_COUNTS_BODY;
+}
+#endif
+
+PM_SWEEP static bool counts_baseline(const int32_t *counts, size_t n) { PM_COUNTS_BODY; }
+
+PM_SWEEP bool pm_counts_sweep(const int32_t *counts, size_t n) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) return counts_avx2(counts, n);
+#endif
+  return counts_baseline(counts, n);
 }
 
 PM_SWEEP void pm_states_fill(uint16_t *states, size_t n, uint16_t value) {
   for (size_t i = 0; i < n; i++) states[i] = value;
-}
-
-PM_SWEEP void pm_counts_fill(int32_t *counts, size_t n, int32_t value) {
-  for (size_t i = 0; i < n; i++) counts[i] = value;
 }

@@ -21,6 +21,8 @@ public final class FrameTable: @unchecked Sendable {
   @usableFromInline package let states: UnsafeMutablePointer<UInt16>
   /// Pageblock types, stored XOR 1 so that zero is MOVABLE, as after boot.
   @usableFromInline package let pageblocks: UnsafeMutablePointer<UInt8>
+  /// Two bits per pageblock, see ``PageblockMarks``.
+  @usableFromInline package let marks: UnsafeMutablePointer<UInt8>
   /// How many list heads stand below link 0; head `i` has the index `-i` as a signed link value.
   package let sentinelCount: Int
   private let mapping: TableMapping
@@ -41,7 +43,7 @@ public final class FrameTable: @unchecked Sendable {
     let countBytes = pages(padded * 4)
     let blockBytes = pages(padded / Order.pageblockFrames)
     let mapping = try TableMapping(
-      byteCount: headBytes + linkBytes + stateBytes + countBytes + blockBytes)
+      byteCount: headBytes + linkBytes + stateBytes + countBytes + 2 * blockBytes)
     var cursor = mapping.base + headBytes
     links = cursor.bindMemory(to: pm_link.self, capacity: padded + block)
     cursor += linkBytes
@@ -50,6 +52,8 @@ public final class FrameTable: @unchecked Sendable {
     counts = cursor.bindMemory(to: Int32.self, capacity: padded)
     cursor += countBytes
     pageblocks = cursor.bindMemory(to: UInt8.self, capacity: padded / Order.pageblockFrames)
+    cursor += blockBytes
+    marks = cursor.bindMemory(to: UInt8.self, capacity: padded / Order.pageblockFrames)
     self.frameCount = frameCount
     self.sentinelCount = headBytes / 8
     self.mapping = mapping

@@ -120,9 +120,8 @@ extension CPU {
       pm_refcount_store_relaxed(core.counts + Int(first + offset), 1)
     }
     let zone = zone(of: first)
-    for offset in used..<max(used, 1 << UInt32(order)) {
-      core.freeToBuddy(zone, first + offset, order: 0, toTail: true)
-    }
+    let end = UInt32(1) << UInt32(order)
+    if used < end { core.freeSurplus(zone, first + used..<first + end) }
     return PFN(first)
   }
 

@@ -16,6 +16,7 @@ extension Core {
     let found = order &+ UInt32(truncatingIfNeeded: mask.trailingZeroBitCount)
     let index = next(freeList(zone, order: found, type: type))
     guard deleteBlock(zone, index, order: found) else { return Core.none }
+    if found >= 9, order < 9 { markBroken(index, frames: 1) }
     var piece = found
     while piece > order {
       piece &-= 1
@@ -71,6 +72,14 @@ extension Core {
     _ freed: UInt32, order freedOrder: UInt32, type: UInt8, toTail: Bool
   ) {
     if type != 4 { addFreePages(zone, pageset, 1 << Int32(freedOrder)) }
+    insertBlock(zone, freed, order: freedOrder, type: type, toTail: toTail)
+  }
+
+  /// The part of `freeBlock` after the counters.
+  func insertBlock(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ freed: UInt32, order freedOrder: UInt32, type: UInt8,
+    toTail: Bool
+  ) {
     var index = freed
     var order = freedOrder
     let bordersShared = zone.pointee.reserved2 != 0
@@ -102,6 +111,29 @@ extension Core {
   func isBuddy(_ index: UInt32, order: UInt32) -> Bool {
     state(index) & (FrameState.buddy | FrameState.orderMask)
       == FrameState.buddy | UInt16(truncatingIfNeeded: order)
+  }
+
+  /// Frees single frames of a block that was just allocated, one after another, past the per-CPU
+  /// lists and to the back. Takes the lock. Mirrors the loop of `make_alloc_exact`.
+  ///
+  /// Frames that fill an aligned block are freed as that block, see `freeRun`.
+  func freeSurplus(_ zone: UnsafeMutablePointer<pm_zone>, _ frames: Range<UInt32>) {
+    guard isClean(frames.lowerBound, order: 0, frames: frames.count) else {
+      for index in frames { freeToBuddy(zone, index, order: 0, toTail: true) }
+      return
+    }
+    let pageset = pagesets + Int(zone.pointee.index)
+    pm_lock_acquire(&zone.pointee.lock)
+    var start = frames.lowerBound
+    while start < frames.upperBound {
+      let order = Core.largestPiece(at: start, within: frames.upperBound &- start)
+      let type = pageblockType(start)
+      if type != 4 { addFreePages(zone, pageset, 1, times: 1 << order) }
+      insertBlock(zone, start, order: order, type: type, toTail: true)
+      start &+= 1 << order
+    }
+    pm_lock_release(&zone.pointee.lock)
+    pageset.pointee.pgfree &+= UInt64(frames.count)
   }
 
   /// Frees a block past the per-CPU lists, testing its first page too. Takes the lock. Mirrors

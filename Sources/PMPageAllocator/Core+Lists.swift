@@ -111,7 +111,22 @@ extension Core {
     let mask = pm_zone_nonempty(zone) + Int(type)
     pm_state_store_relaxed(mask, mask.pointee | (1 << UInt16(truncatingIfNeeded: order)))
     (pm_zone_nr_free(zone) + Int(order)).pointee &+= 1
+    noteListed(index, order: order)
     return true
+  }
+
+  /// Keeps the pageblock's marks: a block of order 9 or 10 makes it whole, a smaller one in a whole
+  /// pageblock is out of the ordinary.
+  @inline(__always)
+  private func noteListed(_ index: UInt32, order: UInt32) {
+    let block = marks + Int(index >> 9)
+    let isBroken = pm_pageblock_load_relaxed(block) & PageblockMarks.broken != 0
+    if order < 9 {
+      if !isBroken { markUnusual(index) }
+    } else {
+      if isBroken { pm_marks_clear(block, PageblockMarks.broken) }
+      if order == 10 { pm_marks_clear(block + 1, PageblockMarks.broken) }
+    }
   }
 
   /// Unlinks a free block from whatever list of the zone it is on and clears its mark; false, with

@@ -88,6 +88,7 @@ extension Core {
     let blocks: UInt32 = 1 << (found &- order)
     let count = min(blocks, atMost)
     var rest = count << order
+    if found >= 9, order < 9 { markBroken(index, frames: rest) }
     while rest < 1 << found {
       let piece = UInt32(truncatingIfNeeded: rest.trailingZeroBitCount)
       addBlock(zone, index &+ rest, order: piece, type: type, toBack: false)
@@ -104,10 +105,7 @@ extension Core {
     type: UInt8
   ) {
     let frames = Int(run.count) << Int(order)
-    let start = Int(run.start)
-    if pm_states_or(states + start, frames) & ~FrameState.harmless == 0,
-      pm_counts_all_zero(counts + start, frames)
-    {
+    if isClean(run.start, order: order, frames: frames) {
       appendRun(pageset, head, run, order: order, type: type)
       return
     }
@@ -253,37 +251,118 @@ extension Core {
     for _ in 0..<14 where amount > 0 {
       let head = base &+ position
       let order = Core.order(ofPerCPUIndex: position)
-      var index = previous(head)
-      while index != head, amount > 0 {
-        let following = previous(index)
-        prefetchNeighbours(following)
-        guard delete(index) != nil else {
+      while amount > 0 {
+        let index = previous(head)
+        if index == head { break }
+        let run = drainRun(head, index, order: order, atMost: hasIsolated ? 1 : amount)
+        if run.count == 0 {
           amount = 0
           break
         }
-        amount &-= 1 << Int32(order)
-        pageset.pointee.count &-= 1 << Int32(order)
-        let state = state(index)
-        let isClean =
-          state & ~FrameState.harmless == 0 && pm_refcount_load_relaxed(counts + Int(index)) == 0
-        if isClean || isCleanForDrain(index) {
-          let cached = UInt8(
-            truncatingIfNeeded: (state & FrameState.migratetypeMask) >> FrameState.migratetypeShift)
-          let type = hasIsolated ? pageblockType(index) : cached
-          freeBlock(zone, pageset, index, order: order, type: type, toTail: false)
-        }
-        index = following
+        let pages = Int32(bitPattern: run.count << order)
+        amount &-= pages
+        pageset.pointee.count &-= pages
+        guard run.isClean else { continue }
+        let cached = cachedType(index)
+        freeRun(
+          zone, pageset, first: index, run, order: order,
+          type: hasIsolated ? pageblockType(index) : cached)
       }
       position = position == 13 ? 0 : position &+ 1
     }
     pm_lock_release(&zone.pointee.lock)
   }
 
+  /// Blocks that leave a per-CPU list together: neighbours in memory, one after another on the list.
+  struct DrainedRun {
+    var count: UInt32
+    /// Whether addresses fall from one block to the next.
+    var isDescending: Bool
+    /// False for a single block that failed its test and is leaked.
+    var isClean: Bool
+  }
+
+  /// Unlinks the last block of a list and those before it that continue it in memory with the same
+  /// state; nothing where the list is corrupted.
   @inline(__always)
-  private func prefetchNeighbours(_ index: UInt32) {
-    if Int32(bitPattern: index) < 0 { return }
-    pm_prefetch_write(states + Int(index))
-    pm_prefetch_write(counts + Int(index))
+  private func drainRun(
+    _ head: UInt32, _ index: UInt32, order: UInt32, atMost pages: Int32
+  ) -> DrainedRun {
+    let step: UInt32 = 1 << order
+    let first = state(index)
+    var before = previous(index)
+    pm_prefetch_read(link(before))
+    if next(before) != index || next(index) != head {
+      _ = delete(index)
+      return DrainedRun(count: 0, isDescending: false, isClean: false)
+    }
+    var run = DrainedRun(count: 1, isDescending: false, isClean: true)
+    if first & ~FrameState.harmless != 0 || pm_refcount_load_relaxed(counts + Int(index)) != 0 {
+      run.isClean = isCleanForDrain(index)
+    } else if order <= 3, before == index &+ step || before == index &- step {
+      run.isDescending = before != index &+ step
+      let stride = before &- index
+      let most = UInt32(bitPattern: (pages &+ Int32(step) &- 1) >> Int32(order))
+      var last = index
+      while run.count < most, before == last &+ stride, Int32(bitPattern: before) >= 0,
+        (state(before) ^ first) & ~FrameState.orderMask == 0,
+        pm_refcount_load_relaxed(counts + Int(before)) == 0
+      {
+        let beyond = previous(before)
+        if next(beyond) != before { break }
+        last = before
+        before = beyond
+        run.count &+= 1
+      }
+    }
+    setPrevious(head, before)
+    setNext(before, head)
+    return run
+  }
+
+  /// Frees the blocks of a run as if one after another.
+  ///
+  /// Neighbours that fill an aligned block of a higher order merge into it whatever they meet: freed
+  /// one by one, each half waits on a list for the other and leaves no trace there. So the block is
+  /// freed at once, and only the free counter moves in the steps of the single frees.
+  @inline(__always)
+  private func freeRun(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
+    first: UInt32, _ run: DrainedRun, order: UInt32, type: UInt8
+  ) {
+    if run.count == 1 {
+      freeBlock(zone, pageset, first, order: order, type: type, toTail: false)
+      return
+    }
+    addFreePages(zone, pageset, 1 << Int32(order), times: run.count)
+    let length = run.count << order
+    var left = length
+    if run.isDescending {
+      var end = first &+ (1 << order)
+      while left > 0 {
+        let piece = Core.largestPiece(at: end, within: left)
+        end &-= 1 << piece
+        insertBlock(zone, end, order: piece, type: type, toTail: false)
+        left &-= 1 << piece
+      }
+    } else {
+      var start = first
+      while left > 0 {
+        let piece = Core.largestPiece(at: start, within: left)
+        insertBlock(zone, start, order: piece, type: type, toTail: false)
+        start &+= 1 << piece
+        left &-= 1 << piece
+      }
+    }
+  }
+
+  /// The highest order, at most that of a pageblock, of an aligned block that starts or ends at a
+  /// frame and is no longer than `within`.
+  @inline(__always)
+  static func largestPiece(at index: UInt32, within: UInt32) -> UInt32 {
+    let aligned = UInt32(truncatingIfNeeded: (index | 512).trailingZeroBitCount)
+    let fitting = UInt32(truncatingIfNeeded: 31 &- within.leadingZeroBitCount)
+    return min(aligned, fitting)
   }
 
   /// Empties the CPU's lists of one zone. Mirrors `drain_pages_zone`.

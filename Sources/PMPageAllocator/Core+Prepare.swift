@@ -22,6 +22,7 @@ extension Core {
   /// Mirrors `prep_compound_page`.
   @inline(never)
   func makeCompound(_ index: UInt32, order: UInt32) {
+    markUnusual(index, order: order)
     setState(index, state(index) & ~FrameState.orderMask | FrameState.head | UInt16(order))
     let frames = UInt32(1) << order
     pm_states_fill(
@@ -50,15 +51,23 @@ extension Core {
       return true
     }
     let tails = Int(1) << Int(order) - 1
-    let tailStates = pm_states_or(states + Int(index) + 1, tails)
     let isCompound = state & FrameState.head != 0
-    let unexpected = tailStates & ~(FrameState.harmless | (isCompound ? FrameState.tail : 0))
-    if first | unexpected != 0 || !pm_counts_all_zero(counts + Int(index) + 1, tails)
+    if order >= 9, first == 0, !isCompound, !isUnusual(index, order: order) {
+      if pm_counts_sweep(counts + Int(index) + (testsFirst ? 0 : 1), tails + (testsFirst ? 1 : 0)) {
+        return prepareFreeSlow(index, order: order, testsFirst: testsFirst)
+      }
+      setState(index, FrameState.touched)
+      return true
+    }
+    let seen = pm_frames_sweep(states + Int(index) + 1, counts + Int(index) + 1, tails)
+    let expected = FrameState.harmless | (isCompound ? FrameState.tail : 0)
+    if UInt32(first) | seen & ~UInt32(expected) != 0
       || (testsFirst && pm_refcount_load_relaxed(counts + Int(index)) != 0)
     {
       return prepareFreeSlow(index, order: order, testsFirst: testsFirst)
     }
     if isCompound { pm_states_fill(states + Int(index) + 1, tails, FrameState.touched) }
+    if order >= 9 { clearUnusual(index, order: order) }
     setState(index, FrameState.touched)
     return true
   }
@@ -123,7 +132,10 @@ extension Core {
     details.takeUnretainedValue().store(value, at: index)
     let state = state(index)
     let marked = value.isClean ? state & ~FrameState.detail : state | FrameState.detail
-    if marked != state { setState(index, marked | FrameState.touched) }
+    if marked != state {
+      setState(index, marked | FrameState.touched)
+      markUnusual(index)
+    }
   }
 
   // MARK: tests
@@ -173,16 +185,24 @@ extension Core {
     return false
   }
 
+  /// Whether nothing about a run of blocks is out of the ordinary, in one sweep.
+  @inline(__always)
+  func isClean(_ index: UInt32, order: UInt32, frames: Int) -> Bool {
+    if order >= 9, frames == 1 << Int(order), !isUnusual(index, order: order) {
+      return !pm_counts_sweep(counts + Int(index), frames)
+    }
+    let seen = pm_frames_sweep(states + Int(index), counts + Int(index), frames)
+    guard seen & ~UInt32(FrameState.harmless) == 0 else { return false }
+    if order >= 9, frames == 1 << Int(order) { clearUnusual(index, order: order) }
+    return true
+  }
+
   /// Tests a block that comes from the buddy lists; the first bad page is reported and the block is
   /// leaked. Mirrors `check_new_pages`.
   @inline(__always)
   func isCleanForAllocation(_ index: UInt32, order: UInt32, moment: BadPage.Moment) -> Bool {
     let frames = Int(1) << Int(order)
-    if pm_states_or(states + Int(index), frames) & ~FrameState.harmless == 0,
-      pm_counts_all_zero(counts + Int(index), frames)
-    {
-      return true
-    }
+    if isClean(index, order: order, frames: frames) { return true }
     return isCleanForAllocationSlow(index, frames: UInt32(frames), moment: moment)
   }
 

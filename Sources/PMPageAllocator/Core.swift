@@ -30,6 +30,7 @@ struct CoreFields {
   var states: UnsafeMutablePointer<UInt16>
   var counts: UnsafeMutablePointer<Int32>
   var pageblocks: UnsafeMutablePointer<UInt8>
+  var marks: UnsafeMutablePointer<UInt8>
   var zones: UnsafeMutablePointer<pm_zone>
   /// This CPU's pagesets, by zone index.
   var pagesets: UnsafeMutablePointer<pm_pageset>
@@ -72,6 +73,7 @@ struct Core {
   @inline(__always) var states: UnsafeMutablePointer<UInt16> { fields.pointee.states }
   @inline(__always) var counts: UnsafeMutablePointer<Int32> { fields.pointee.counts }
   @inline(__always) var pageblocks: UnsafeMutablePointer<UInt8> { fields.pointee.pageblocks }
+  @inline(__always) var marks: UnsafeMutablePointer<UInt8> { fields.pointee.marks }
   @inline(__always) var zones: UnsafeMutablePointer<pm_zone> { fields.pointee.zones }
   @inline(__always) var pagesets: UnsafeMutablePointer<pm_pageset> { fields.pointee.pagesets }
   @inline(__always) var nodes: UnsafeMutablePointer<pm_node> { fields.pointee.nodes }
@@ -144,6 +146,43 @@ extension Core {
     return state == 0 && index & 1023 == 0 ? 10 : nil
   }
 
+  // MARK: pageblock marks
+
+  /// Notes that states in the pageblocks of a block may differ from plain frames'.
+  func markUnusual(_ index: UInt32, order: UInt32 = 0) {
+    var block = index >> 9
+    let last = (index &+ (1 << order) &- 1) >> 9
+    while block <= last {
+      let marks = marks + Int(block)
+      if pm_pageblock_load_relaxed(marks) & PageblockMarks.unusual == 0 {
+        pm_marks_set(marks, PageblockMarks.unusual)
+      }
+      block &+= 1
+    }
+  }
+
+  /// Notes that the pageblocks of a run of frames are split into smaller blocks.
+  func markBroken(_ index: UInt32, frames: UInt32) {
+    for block in (index >> 9)...((index &+ frames &- 1) >> 9) {
+      pm_marks_set(marks + Int(block), PageblockMarks.broken)
+    }
+  }
+
+  /// Whether some state in the one or two pageblocks of a block of order 9 or 10 has to be looked at.
+  @inline(__always)
+  func isUnusual(_ index: UInt32, order: UInt32) -> Bool {
+    let first = marks + Int(index >> 9)
+    let bits = pm_pageblock_load_relaxed(first)
+    let second = order == 10 ? pm_pageblock_load_relaxed(first + 1) : 0
+    return (bits | second) & PageblockMarks.unusual != 0
+  }
+
+  /// Notes that all states of a block of order 9 or 10 are plain.
+  func clearUnusual(_ index: UInt32, order: UInt32) {
+    pm_marks_clear(marks + Int(index >> 9), PageblockMarks.unusual)
+    if order == 10 { pm_marks_clear(marks + Int(index >> 9) + 1, PageblockMarks.unusual) }
+  }
+
   // MARK: counters
 
   /// Applies a change of the free pages to the CPU's pending difference and, beyond its threshold, to
@@ -163,6 +202,21 @@ extension Core {
     } else {
       pageset.pointee.stat_diff = pending
     }
+  }
+
+  /// The same change several times over, with the same steps of the pending difference.
+  /// pre: the zone's lock is held, `delta` is positive.
+  @inline(__always)
+  func addFreePages(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
+    _ delta: Int32, times: UInt32
+  ) {
+    let sum = pageset.pointee.stat_diff &+ delta &* Int32(bitPattern: times)
+    if sum <= pageset.pointee.stat_threshold {
+      pageset.pointee.stat_diff = sum
+      return
+    }
+    for _ in 0..<times { addFreePages(zone, pageset, delta) }
   }
 
   // MARK: per-CPU list indices

@@ -23,6 +23,7 @@ extension Machine {
       if firstFree > segment.start {
         for index in segment.start..<min(firstFree, end) {
           core.setState(index, FrameState.touched | FrameState.reserved)
+          core.markUnusual(index)
         }
       }
       if firstFree < end { core.releaseAtBoot(core.zones + segment.zone, firstFree..<end) }

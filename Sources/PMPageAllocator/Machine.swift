@@ -122,7 +122,7 @@ public final class Machine: @unchecked Sendable {
   private func makeFields(cpu: Int) -> CoreFields {
     CoreFields(
       links: frames.links, states: frames.states, counts: frames.counts,
-      pageblocks: frames.pageblocks, zones: records.zones,
+      pageblocks: frames.pageblocks, marks: frames.marks, zones: records.zones,
       pagesets: records.pagesets + cpu * records.zoneCount, nodes: records.nodes,
       segments: records.segments, segmentCount: records.segmentCount,
       zonelistBounds: records.zonelistBounds, zonelistEntries: records.zonelistEntries,
@@ -182,6 +182,7 @@ public final class Machine: @unchecked Sendable {
     if flags.contains(.slab) { state |= FrameState.slab }
     if flags.contains(.reserved) { state |= FrameState.reserved }
     core.setState(index, state | FrameState.touched)
+    core.markUnusual(index)
   }
 
   /// Map count, mapping and memory cgroup of a page; a clean page's where nothing was set.

@@ -118,6 +118,9 @@ struct StateLoader {
       case .used, .free, .perCPU: value = FrameState.touched
       }
       pm_states_fill(core.states + Int(run.start), Int(run.count), value)
+      for block in (run.start >> 9)...((run.start + run.count - 1) >> 9) {
+        core.markUnusual(block << 9)
+      }
       if run.frameClass == .free || run.frameClass == .perCPU {
         runs.append(
           Unclaimed(start: run.start, end: run.start + run.count, kind: run.frameClass))
