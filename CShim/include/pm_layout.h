@@ -76,7 +76,10 @@ typedef struct pm_pageset {
   uint32_t zone;
   uint64_t pgalloc;
   uint64_t pgfree;
-  uint64_t reserved[2];
+  // Where the next freed single frame is noted, see Core.hints.
+  uint32_t hint_top;
+  uint32_t reserved0;
+  uint64_t reserved1;
 } pm_pageset;
 
 /// A node's wake-up targets for kswapd. Mirrors `kswapd_order`, `kswapd_highest_zoneidx`.
@@ -140,14 +143,14 @@ PM_INLINE uint8_t pm_pageblock_load_relaxed(const uint8_t *_Nonnull type) {
 PM_INLINE void pm_pageblock_store_relaxed(uint8_t *_Nonnull type, uint8_t value) {
   __atomic_store_n(type, value, __ATOMIC_RELAXED);
 }
-/// Sets or clears bits of a pageblock's marks; any thread may. Relaxed: what they say is told by the
-/// lock or the ownership under which the frames themselves change hands.
+/// Sets or clears bits of a pageblock's marks; any thread may. Fully ordered: a mark is set after the
+/// count it speaks of and cleared before the counts are read, so that none is lost between.
 PM_INLINE void pm_marks_set(uint8_t *_Nonnull marks, uint8_t bits) {
-  __atomic_fetch_or(marks, bits, __ATOMIC_RELAXED);
+  __atomic_fetch_or(marks, bits, __ATOMIC_SEQ_CST);
 }
 /// See above.
 PM_INLINE void pm_marks_clear(uint8_t *_Nonnull marks, uint8_t bits) {
-  __atomic_fetch_and(marks, (uint8_t)~bits, __ATOMIC_RELAXED);
+  __atomic_fetch_and(marks, (uint8_t)~bits, __ATOMIC_SEQ_CST);
 }
 /// Reads a tail's head link without a lock. Relaxed.
 PM_INLINE uint32_t pm_link_next_load_relaxed(const pm_link *_Nonnull link) {
@@ -177,9 +180,6 @@ PM_INLINE void pm_lock_release(uint32_t *_Nonnull lock) {
 /// or raise meanwhile, which is a race only in name (see the callers), and has to be told so to
 /// ThreadSanitizer. pre: the range lies in both tables.
 uint32_t pm_frames_sweep(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts, size_t n)
-    __attribute__((visibility("hidden")));
-/// Whether any of `n` counts is not 0. As above.
-bool pm_counts_sweep(const int32_t *_Nonnull counts, size_t n)
     __attribute__((visibility("hidden")));
 /// Stores `value` in `n` state words. As above; the buddy mark is in neither old nor new value.
 void pm_states_fill(uint16_t *_Nonnull states, size_t n, uint16_t value)

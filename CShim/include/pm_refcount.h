@@ -28,10 +28,16 @@ PM_INLINE void pm_refcount_store_relaxed(int32_t *_Nonnull count, int32_t value)
   __atomic_store_n(count, value, __ATOMIC_RELAXED);
 }
 
-/// Adds 1. Relaxed. Returns whether the new count is negative, which costs nothing: the locked
-/// increment leaves the sign in the flags. Mirrors `page_ref_inc`.
-PM_INLINE bool pm_refcount_inc_relaxed(int32_t *_Nonnull count) {
-  return __atomic_add_fetch(count, 1, __ATOMIC_RELAXED) < 0;
+/// Adds 1 and returns the old count, which tells a get from 0 and one past the largest value. Relaxed.
+/// Mirrors `page_ref_inc`.
+PM_INLINE int32_t pm_refcount_fetch_inc_relaxed(int32_t *_Nonnull count) {
+  return __atomic_fetch_add(count, 1, __ATOMIC_RELAXED);
+}
+
+/// Adds 1. Relaxed. For batches over cold frames, where a result would keep increments from
+/// overlapping.
+PM_INLINE void pm_refcount_inc_relaxed(int32_t *_Nonnull count) {
+  __atomic_fetch_add(count, 1, __ATOMIC_RELAXED);
 }
 
 /// Subtracts 1. Relaxed. Mirrors `page_ref_dec`.
@@ -39,10 +45,10 @@ PM_INLINE void pm_refcount_dec_relaxed(int32_t *_Nonnull count) {
   __atomic_fetch_sub(count, 1, __ATOMIC_RELAXED);
 }
 
-/// Adds `delta` (a pin adds PM_REFCOUNT_PIN_BIAS). Relaxed. Returns whether the new count is
-/// negative. Mirrors `page_ref_add`.
-PM_INLINE bool pm_refcount_add_relaxed(int32_t *_Nonnull count, int32_t delta) {
-  return __atomic_add_fetch(count, delta, __ATOMIC_RELAXED) < 0;
+/// Adds `delta` (a pin adds PM_REFCOUNT_PIN_BIAS) and returns the old count. Relaxed. Mirrors
+/// `page_ref_add`.
+PM_INLINE int32_t pm_refcount_fetch_add_relaxed(int32_t *_Nonnull count, int32_t delta) {
+  return __atomic_fetch_add(count, delta, __ATOMIC_RELAXED);
 }
 
 /// Subtracts `delta`. Relaxed. Mirrors `page_ref_sub`.

@@ -68,26 +68,6 @@ PM_SWEEP uint32_t pm_frames_sweep(const uint16_t *states, const int32_t *counts,
   return sweep_baseline(states, counts, n);
 }
 
-#define PM_COUNTS_BODY                                 \
-  int32_t count = 0;                                   \
-  for (size_t i = 0; i < n; i++) count |= counts[i];   \
-  return count != 0
-
-#if defined(__x86_64__)
-PM_SWEEP __attribute__((target("avx2"))) static bool counts_avx2(const int32_t *counts, size_t n) {
-  PM_COUNTS_BODY;
-}
-#endif
-
-PM_SWEEP static bool counts_baseline(const int32_t *counts, size_t n) { PM_COUNTS_BODY; }
-
-PM_SWEEP bool pm_counts_sweep(const int32_t *counts, size_t n) {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2")) return counts_avx2(counts, n);
-#endif
-  return counts_baseline(counts, n);
-}
-
 PM_SWEEP void pm_states_fill(uint16_t *states, size_t n, uint16_t value) {
   for (size_t i = 0; i < n; i++) states[i] = value;
 }

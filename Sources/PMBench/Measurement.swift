@@ -118,44 +118,65 @@ public struct BenchmarkRunner {
     return samples.median
   }
 
-  /// The median time of an operation per thread, with one pinned thread per workload all at work at
-  /// the same time: a thread goes on until all have enough samples, and samples that were not wholly
-  /// covered by the others are dropped.
+  /// The median time of an operation per thread, with one pinned thread per workload: all start a
+  /// repetition together, and it lasts until the last is done.
   private func together(_ workloads: [Workload]) -> Double {
-    let medians = Mutex([Double]())
-    let waiting = Atomic(workloads.count)
-    let unfinished = Atomic(workloads.count)
+    let barrier = SpinBarrier(workloads.count)
+    let repetitions = Atomic(0)
+    let times = Mutex([Double](repeating: 0, count: workloads.count))
+    let samples = Mutex([Double]())
+    let finished = Atomic(0)
     let enough = roundSeconds
-    let lent = workloads.map(UncheckedTransfer.init)
-    let threads = lent.enumerated().map { index, workload in
+    let threads = workloads.map(UncheckedTransfer.init).enumerated().map { index, lent in
       Thread {
         try? Host.pinCurrentThread(toCPU: index)
-        let workload = workload.value
-        var samples: [Double] = []
+        let workload = lent.value
         var spent = 0.0
-        waiting.subtract(1, ordering: .sequentiallyConsistent)
-        while waiting.load(ordering: .sequentiallyConsistent) > 0 {}
-        var isDone = false
-        while unfinished.load(ordering: .relaxed) > 0 {
+        while true {
           workload.before()
-          let seconds = Stopwatch.seconds(workload.run)
+          barrier.wait()
+          let seconds = Stopwatch.seconds {
+            workload.run()
+            barrier.wait()
+          }
+          times.withLock { $0[index] = seconds }
           workload.after()
-          // After the first thread has enough, another may be at its end: such samples do not count.
-          if !isDone {
-            samples.append(seconds * 1e9 / Double(workload.operations))
-            spent += seconds
+          barrier.wait()
+          // All threads see the same times and so agree on when to stop.
+          let slowest = times.withLock { $0.max() ?? 0 }
+          if index == 0 {
+            samples.withLock { $0.append(slowest * 1e9 / Double(workload.operations)) }
+            repetitions.add(1, ordering: .relaxed)
           }
-          if !isDone, spent >= enough, samples.count >= 5 {
-            isDone = true
-            unfinished.subtract(1, ordering: .relaxed)
-          }
+          spent += slowest
+          barrier.wait()
+          if spent >= enough, repetitions.load(ordering: .relaxed) >= 5 { break }
         }
-        medians.withLock { $0.append(samples.median) }
+        finished.add(1, ordering: .releasing)
       }
     }
     for thread in threads { thread.start() }
-    while medians.withLock({ $0.count }) < workloads.count { sched_yield() }
-    return medians.withLock { $0.reduce(0, +) / Double($0.count) }
+    while finished.load(ordering: .acquiring) < workloads.count { sched_yield() }
+    return samples.withLock { $0.median }
+  }
+}
+
+/// Lets a fixed number of threads wait for each other without sleeping.
+private final class SpinBarrier: Sendable {
+  private let size: Int
+  private let arrived = Atomic(0)
+  private let generation = Atomic(0)
+
+  init(_ size: Int) { self.size = size }
+
+  func wait() {
+    let current = generation.load(ordering: .acquiring)
+    if arrived.add(1, ordering: .acquiringAndReleasing).newValue == size {
+      arrived.store(0, ordering: .relaxed)
+      generation.store(current + 1, ordering: .releasing)
+      return
+    }
+    while generation.load(ordering: .acquiring) == current {}
   }
 }
 

@@ -4,6 +4,10 @@ public import PMUnits
 // The reference-count operations of the kernel. Unless a comment says otherwise an operation acts on
 // the very frame it is given ("own"), never on a compound head. Every operation stops the process
 // with a message where the PFN is outside the table.
+//
+// What raises a count that was 0, or leaves one that is neither 0 nor that of a block's first frame,
+// is noted in the pageblock's marks: elsewhere the allocator knows that the counts inside large
+// blocks are 0 and need not read them.
 extension FrameTable {
   /// What one pin adds to the count of a small page (`GUP_PIN_COUNTING_BIAS`).
   public static let pinBias: Int32 = Int32(PM_REFCOUNT_PIN_BIAS)
@@ -20,63 +24,99 @@ extension FrameTable {
   @inlinable @inline(__always)
   public func setRefcount(_ pfn: PFN, _ value: Int32) {
     pm_refcount_store_relaxed(countWord(pfn), value)
+    if value != 0 { markUnusual(pfn) }
+  }
+
+  /// Notes that a count in the pageblock may be other than the allocator left it.
+  @usableFromInline
+  package func markUnusual(_ pfn: PFN) {
+    let marks = marks + Int(pfn.rawValue >> 9)
+    if pm_pageblock_load_relaxed(marks) & PageblockMarks.unusual == 0 {
+      pm_marks_set(marks, PageblockMarks.unusual)
+    }
+  }
+
+  /// The rest of a get that came from 0, from below, or went past the largest count.
+  @usableFromInline @inline(never)
+  package func raisedUnusually(_ pfn: PFN, from old: Int32, by delta: Int32) -> Bool {
+    markUnusual(pfn)
+    return old &+ delta >= 0
   }
 
   /// Adds 1 and says whether the count stayed non-negative. Relaxed. Mirrors `page_ref_inc`, which
   /// wraps silently; so does this, and false tells.
   @inlinable @inline(__always) @discardableResult
-  public func increment(_ pfn: PFN) -> Bool { !pm_refcount_inc_relaxed(countWord(pfn)) }
+  public func increment(_ pfn: PFN) -> Bool {
+    let old = pm_refcount_fetch_inc_relaxed(countWord(pfn))
+    // One comparison for 0, below 0, and the largest value.
+    if UInt32(bitPattern: old &- 1) >= 0x7fff_fffe { return raisedUnusually(pfn, from: old, by: 1) }
+    return true
+  }
 
   /// Subtracts 1. Relaxed. Mirrors `page_ref_dec`.
   @inlinable @inline(__always)
-  public func decrement(_ pfn: PFN) { pm_refcount_dec_relaxed(countWord(pfn)) }
+  public func decrement(_ pfn: PFN) {
+    pm_refcount_dec_relaxed(countWord(pfn))
+    if refcount(pfn) < 0 { markUnusual(pfn) }
+  }
 
   /// Adds `delta` and says whether the count stayed non-negative. Relaxed. Mirrors `page_ref_add`.
   @inlinable @inline(__always) @discardableResult
   public func add(_ pfn: PFN, _ delta: Int32) -> Bool {
-    !pm_refcount_add_relaxed(countWord(pfn), delta)
+    let old = pm_refcount_fetch_add_relaxed(countWord(pfn), delta)
+    if old <= 0 || old &+ delta < 0 { return raisedUnusually(pfn, from: old, by: delta) }
+    return true
   }
 
   /// Subtracts `delta`. Relaxed. Mirrors `page_ref_sub`.
   @inlinable @inline(__always)
   public func subtract(_ pfn: PFN, _ delta: Int32) {
     pm_refcount_sub_relaxed(countWord(pfn), delta)
+    if refcount(pfn) < 0 { markUnusual(pfn) }
   }
 
   /// Adds 1 and returns the new count. Fully ordered. Mirrors `page_ref_inc_return`.
   @inlinable @inline(__always)
   public func incrementReturn(_ pfn: PFN) -> Int32 {
-    pm_refcount_add_return_seq_cst(countWord(pfn), 1)
+    let new = pm_refcount_add_return_seq_cst(countWord(pfn), 1)
+    if new <= 1 { markUnusual(pfn) }
+    return new
   }
 
   /// Subtracts 1 and returns the new count. Fully ordered. Mirrors `page_ref_dec_return`.
   @inlinable @inline(__always)
-  public func decrementReturn(_ pfn: PFN) -> Int32 {
-    pm_refcount_sub_return_seq_cst(countWord(pfn), 1)
-  }
+  public func decrementReturn(_ pfn: PFN) -> Int32 { subtractReturn(pfn, 1) }
 
   /// Subtracts `delta` and returns the new count. Fully ordered. Mirrors `page_ref_sub_return`.
   @inlinable @inline(__always)
   public func subtractReturn(_ pfn: PFN, _ delta: Int32) -> Int32 {
-    pm_refcount_sub_return_seq_cst(countWord(pfn), delta)
+    let new = pm_refcount_sub_return_seq_cst(countWord(pfn), delta)
+    if new < 0 { markUnusual(pfn) }
+    return new
   }
 
   /// Subtracts 1; true iff the count became 0. Fully ordered. Mirrors `put_page_testzero`. The
   /// caller then owns the page and has to free it; `CPU.putPage` does both.
   @inlinable @inline(__always)
-  public func putAndTest(_ pfn: PFN) -> Bool { pm_refcount_dec_and_test_seq_cst(countWord(pfn)) }
+  public func putAndTest(_ pfn: PFN) -> Bool {
+    let new = pm_refcount_sub_return_seq_cst(countWord(pfn), 1)
+    if new < 0 { markUnusual(pfn) }
+    return new == 0
+  }
 
   /// Subtracts `delta`; true iff the count became 0. Fully ordered. Mirrors `page_ref_sub_and_test`.
   @inlinable @inline(__always)
   public func subtractAndTest(_ pfn: PFN, _ delta: Int32) -> Bool {
-    pm_refcount_sub_and_test_seq_cst(countWord(pfn), delta)
+    subtractReturn(pfn, delta) == 0
   }
 
   /// Adds `delta` unless the count is `unless`; true iff added. Fully ordered on success, relaxed on
   /// failure. Mirrors `page_ref_add_unless`.
   @inlinable @inline(__always)
   public func add(_ pfn: PFN, _ delta: Int32, unless: Int32) -> Bool {
-    pm_refcount_add_unless_seq_cst(countWord(pfn), delta, unless)
+    guard pm_refcount_add_unless_seq_cst(countWord(pfn), delta, unless) else { return false }
+    if unless != 0 || delta <= 0 { markUnusual(pfn) }
+    return true
   }
 
   /// Adds 1 unless the count is 0; true iff added. Fully ordered on success. Does not go to the
@@ -97,6 +137,7 @@ extension FrameTable {
   @inlinable @inline(__always)
   public func unfreeze(_ pfn: PFN, to value: Int32) {
     pm_refcount_unfreeze_release(countWord(pfn), value)
+    markUnusual(pfn)
   }
 
   /// Adds a reference to the compound head and says whether its count stayed non-negative. Relaxed.
@@ -137,19 +178,35 @@ extension FrameTable {
     guard count > 0 else { return true }
     _ = countWord(PFN(first.rawValue &+ UInt32(count - 1)))
     let words = countWord(first)
-    var negative = false
-    for offset in 0..<count where pm_refcount_inc_relaxed(words + offset) { negative = true }
-    return !negative
+    var isGood = true
+    for offset in 0..<count {
+      let old = pm_refcount_fetch_inc_relaxed(words + offset)
+      if UInt32(bitPattern: old &- 1) >= 0x7fff_fffe {
+        isGood = raisedUnusually(PFN(first.rawValue &+ UInt32(offset)), from: old, by: 1) && isGood
+      }
+    }
+    return isGood
   }
 
-  /// Adds a reference to each listed frame. Relaxed. Returns whether all counts stayed
-  /// non-negative. Independent locked increments overlap their cache misses, so this needs no
-  /// prefetch.
+  /// Adds a reference to each listed frame, to which the caller holds one already. Relaxed. Returns
+  /// whether all counts stayed non-negative.
+  ///
+  /// Cold frames are fetched well ahead. The count is looked at before the increment, not taken from
+  /// it: increments without a result overlap, an exchange-add per cold frame costs twice as much.
   @inlinable @discardableResult
   public func increment(_ pfns: UnsafeBufferPointer<PFN>) -> Bool {
-    var negative = false
-    for pfn in pfns where pm_refcount_inc_relaxed(countWord(pfn)) { negative = true }
-    return !negative
+    let ahead = 32
+    var isGood = true
+    for index in pfns.indices {
+      if index + ahead < pfns.count { pm_prefetch_write(countWord(pfns[index + ahead])) }
+      let word = countWord(pfns[index])
+      let old = pm_refcount_load_relaxed(word)
+      pm_refcount_inc_relaxed(word)
+      if UInt32(bitPattern: old &- 1) >= 0x7fff_fffe {
+        isGood = raisedUnusually(pfns[index], from: old, by: 1) && isGood
+      }
+    }
+    return isGood
   }
 
   /// Adds a reference to each listed frame unless its count is 0, and returns how many were added;
@@ -159,7 +216,7 @@ extension FrameTable {
   public func getPagesUnlessZero(
     _ pfns: UnsafeBufferPointer<PFN>, failed: (PFN) -> Void = { _ in }
   ) -> Int {
-    let ahead = 16
+    let ahead = 32
     var added = 0
     for index in pfns.indices {
       if index + ahead < pfns.count { pm_prefetch_write(countWord(pfns[index + ahead])) }

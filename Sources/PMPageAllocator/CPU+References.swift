@@ -10,7 +10,7 @@ extension CPU {
   public mutating func getPage(_ pfn: PFN) {
     let head = machine.frames.compoundHead(of: pfn)
     _ = zone(of: head.rawValue)
-    if pm_refcount_inc_relaxed(core.counts + Int(head.rawValue)) { reportOverflow(head.rawValue) }
+    if !machine.frames.increment(head) { reportOverflow(head.rawValue) }
   }
 
   /// Adds a reference to the compound head if its count is positive; otherwise warns once, changes
@@ -67,7 +67,7 @@ extension CPU {
   /// Ends a freeze: stores `count` with release order. Mirrors `page_ref_unfreeze`.
   public mutating func unfreeze(_ pfn: PFN, to count: Int32) {
     _ = zone(of: pfn.rawValue)
-    pm_refcount_unfreeze_release(core.counts + Int(pfn.rawValue), count)
+    machine.frames.unfreeze(pfn, to: count)
   }
 
   /// Drops one reference to each listed page. Compound pages whose last reference this was are freed

@@ -117,11 +117,28 @@ public struct CPU: ~Copyable, @unchecked Sendable {
     let index = pfn.rawValue
     let zone = checkedZone(of: index, order: order)
     let width = UInt32(truncatingIfNeeded: order)
+    // The link is written after the locked decrement, which waits for earlier stores: fetched now,
+    // its cache miss overlaps with that of the count.
+    pm_prefetch_write(core.link(index))
     let isHead = core.state(index) & FrameState.head != 0
     if pm_refcount_dec_and_test_seq_cst(core.counts + Int(index)) {
       core.free(zone, index, order: width)
     } else {
       freePieces(zone, index, order: width, wasHead: isHead)
+    }
+  }
+
+  /// Frees listed blocks of one order, one after another, as ``freePages(_:order:)`` does. Faster than
+  /// single calls where the blocks are cold, because their lines are fetched ahead.
+  public mutating func freePages(_ pfns: UnsafeBufferPointer<PFN>, order: Int) {
+    let ahead = Int(Core.fetchDistance)
+    let limit = UInt32(truncatingIfNeeded: core.frameLimit)
+    for index in pfns.indices {
+      if index + ahead < pfns.count {
+        let coming = pfns[index + ahead].rawValue
+        if coming < limit { core.fetchFrame(coming) }
+      }
+      freePages(pfns[index], order: order)
     }
   }
 
@@ -148,7 +165,10 @@ public struct CPU: ~Copyable, @unchecked Sendable {
 
   func reportUnderflow(_ index: UInt32) {
     let count = pm_refcount_load_relaxed(core.counts + Int(index))
-    if count < 0 { machine.findings.append(.refcountUnderflow(pfn: PFN(index), count: count)) }
+    if count < 0 {
+      core.markUnusual(index)
+      machine.findings.append(.refcountUnderflow(pfn: PFN(index), count: count))
+    }
   }
 
   // MARK: zones

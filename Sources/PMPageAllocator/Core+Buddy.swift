@@ -118,7 +118,7 @@ extension Core {
   ///
   /// Frames that fill an aligned block are freed as that block, see `freeRun`.
   func freeSurplus(_ zone: UnsafeMutablePointer<pm_zone>, _ frames: Range<UInt32>) {
-    guard isClean(frames.lowerBound, order: 0, frames: frames.count) else {
+    guard isClean(frames.lowerBound, order: 0, blocks: UInt32(frames.count)) else {
       for index in frames { freeToBuddy(zone, index, order: 0, toTail: true) }
       return
     }

@@ -52,22 +52,23 @@ extension Core {
     }
     let tails = Int(1) << Int(order) - 1
     let isCompound = state & FrameState.head != 0
-    if order >= 9, first == 0, !isCompound, !isUnusual(index, order: order) {
-      if pm_counts_sweep(counts + Int(index) + (testsFirst ? 0 : 1), tails + (testsFirst ? 1 : 0)) {
-        return prepareFreeSlow(index, order: order, testsFirst: testsFirst)
+    if order >= 9 {
+      if first == 0, !isCompound, !isUnusual(index, order: order) {
+        setState(index, FrameState.touched)
+        return true
       }
-      setState(index, FrameState.touched)
-      return true
+      // Cleared before the sweep: what is raised meanwhile is seen by it or noted after it.
+      clearUnusual(index, order: order)
     }
     let seen = pm_frames_sweep(states + Int(index) + 1, counts + Int(index) + 1, tails)
     let expected = FrameState.harmless | (isCompound ? FrameState.tail : 0)
     if UInt32(first) | seen & ~UInt32(expected) != 0
       || (testsFirst && pm_refcount_load_relaxed(counts + Int(index)) != 0)
     {
+      if order >= 9 { markUnusual(index, order: order) }
       return prepareFreeSlow(index, order: order, testsFirst: testsFirst)
     }
     if isCompound { pm_states_fill(states + Int(index) + 1, tails, FrameState.touched) }
-    if order >= 9 { clearUnusual(index, order: order) }
     setState(index, FrameState.touched)
     return true
   }
@@ -185,25 +186,43 @@ extension Core {
     return false
   }
 
-  /// Whether nothing about a run of blocks is out of the ordinary, in one sweep.
+  /// Whether nothing about adjacent blocks is out of the ordinary: by the marks where all of them are of
+  /// order 9 or 10, in one sweep otherwise.
   @inline(__always)
-  func isClean(_ index: UInt32, order: UInt32, frames: Int) -> Bool {
-    if order >= 9, frames == 1 << Int(order), !isUnusual(index, order: order) {
-      return !pm_counts_sweep(counts + Int(index), frames)
-    }
+  func isClean(_ index: UInt32, order: UInt32, blocks: UInt32) -> Bool {
+    if order >= 9 { return isCleanLarge(index, order: order, blocks: blocks) }
+    let frames = Int(blocks) << Int(order)
     let seen = pm_frames_sweep(states + Int(index), counts + Int(index), frames)
-    guard seen & ~UInt32(FrameState.harmless) == 0 else { return false }
-    if order >= 9, frames == 1 << Int(order) { clearUnusual(index, order: order) }
+    return seen & ~UInt32(FrameState.harmless) == 0
+  }
+
+  @inline(__always)
+  private func isCleanLarge(_ index: UInt32, order: UInt32, blocks: UInt32) -> Bool {
+    var block = index
+    for _ in 0..<blocks {
+      if isUnusual(block, order: order), !sweepLarge(block, order: order) { return false }
+      block &+= 1 << order
+    }
     return true
+  }
+
+  /// Sweeps a block whose pageblocks are marked; the marks go where there was nothing to find.
+  @inline(never)
+  private func sweepLarge(_ index: UInt32, order: UInt32) -> Bool {
+    // Cleared before the sweep: what is raised meanwhile is seen by it or noted after it.
+    clearUnusual(index, order: order)
+    let seen = pm_frames_sweep(states + Int(index), counts + Int(index), 1 << Int(order))
+    if seen & ~UInt32(FrameState.harmless) == 0 { return true }
+    markUnusual(index, order: order)
+    return false
   }
 
   /// Tests a block that comes from the buddy lists; the first bad page is reported and the block is
   /// leaked. Mirrors `check_new_pages`.
   @inline(__always)
   func isCleanForAllocation(_ index: UInt32, order: UInt32, moment: BadPage.Moment) -> Bool {
-    let frames = Int(1) << Int(order)
-    if isClean(index, order: order, frames: frames) { return true }
-    return isCleanForAllocationSlow(index, frames: UInt32(frames), moment: moment)
+    if isClean(index, order: order, blocks: 1) { return true }
+    return isCleanForAllocationSlow(index, frames: 1 << order, moment: moment)
   }
 
   @inline(never)

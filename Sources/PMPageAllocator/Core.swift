@@ -43,12 +43,19 @@ struct CoreFields {
   var zonelistEntries: UnsafeMutablePointer<UInt16>
   /// Room for the runs of one refill: as many as the largest batch.
   var runs: UnsafeMutablePointer<TakenRun>
+  /// A ring per zone of the single frames that this CPU freed, in order. It says which frames a drain
+  /// will come to and is used to fetch their cache lines in time; what it says need not be true.
+  var hints: UnsafeMutablePointer<UInt32>
+  /// Entries of one ring minus 1.
+  var hintMask: UInt32
   /// Set to 1 when the last page came without watermarks (`page_is_pfmemalloc`).
   var pfmemalloc: UnsafeMutablePointer<UInt8>
   var arena: UnsafeMutableRawPointer
   var log: Unmanaged<FindingLog>
   var details: Unmanaged<PageDetailTable>
   var zoneCount: Int
+  /// Frames of the machine.
+  var frameLimit: Int
   var watermarkBoostFactor: Int64
   var isMultiNode: Bool
   var isMobilityDisabled: Bool
@@ -82,11 +89,14 @@ struct Core {
   @inline(__always) var zonelistBounds: UnsafeMutablePointer<UInt32> { fields.pointee.zonelistBounds }
   @inline(__always) var zonelistEntries: UnsafeMutablePointer<UInt16> { fields.pointee.zonelistEntries }
   @inline(__always) var runs: UnsafeMutablePointer<TakenRun> { fields.pointee.runs }
+  @inline(__always) var hints: UnsafeMutablePointer<UInt32> { fields.pointee.hints }
+  @inline(__always) var hintMask: UInt32 { fields.pointee.hintMask }
   @inline(__always) var pfmemalloc: UnsafeMutablePointer<UInt8> { fields.pointee.pfmemalloc }
   @inline(__always) var arena: UnsafeMutableRawPointer { fields.pointee.arena }
   @inline(__always) var log: Unmanaged<FindingLog> { fields.pointee.log }
   @inline(__always) var details: Unmanaged<PageDetailTable> { fields.pointee.details }
   @inline(__always) var zoneCount: Int { fields.pointee.zoneCount }
+  @inline(__always) var frameLimit: Int { fields.pointee.frameLimit }
   @inline(__always) var watermarkBoostFactor: Int64 { fields.pointee.watermarkBoostFactor }
   @inline(__always) var isMultiNode: Bool { fields.pointee.isMultiNode }
   @inline(__always) var isMobilityDisabled: Bool { fields.pointee.isMobilityDisabled }

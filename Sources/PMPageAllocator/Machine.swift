@@ -126,10 +126,12 @@ public final class Machine: @unchecked Sendable {
       pagesets: records.pagesets + cpu * records.zoneCount, nodes: records.nodes,
       segments: records.segments, segmentCount: records.segmentCount,
       zonelistBounds: records.zonelistBounds, zonelistEntries: records.zonelistEntries,
-      runs: records.runs + cpu * records.runCapacity, pfmemalloc: records.pfmemalloc + cpu * 64,
+      runs: records.runs + cpu * records.runCapacity,
+      hints: records.hints + cpu * records.zoneCount * records.hintCapacity,
+      hintMask: UInt32(records.hintCapacity - 1), pfmemalloc: records.pfmemalloc + cpu * 64,
       arena: arena.base, log: Unmanaged.passUnretained(findings),
       details: Unmanaged.passUnretained(details), zoneCount: records.zoneCount,
-      watermarkBoostFactor: shape.watermarkBoostFactor, isMultiNode: settings.isMultiNode,
+      frameLimit: frames.frameCount, watermarkBoostFactor: shape.watermarkBoostFactor, isMultiNode: settings.isMultiNode,
       isMobilityDisabled: shape.isMobilityDisabled,
       zeroesOnAllocation: settings.zeroesOnAllocation)
   }

@@ -15,10 +15,12 @@ final class MachineRecords: @unchecked Sendable {
   let zonelistBounds: UnsafeMutablePointer<UInt32>
   let zonelistEntries: UnsafeMutablePointer<UInt16>
   let runs: UnsafeMutablePointer<TakenRun>
+  let hints: UnsafeMutablePointer<UInt32>
   let pfmemalloc: UnsafeMutablePointer<UInt8>
   let zoneCount: Int
   let segmentCount: Int
   let runCapacity: Int
+  let hintCapacity: Int
   /// Bytes from the start that a snapshot has to copy.
   let changingByteCount: Int
   private let mapping: TableMapping
@@ -40,6 +42,9 @@ final class MachineRecords: @unchecked Sendable {
     let entries = shape.zonelists.reduce(0) { $0 + $1.fallback.count + $1.thisNode.count }
     let batch = shape.zones.flatMap(\.pagesets).map(\.batch).max() ?? 1
     runCapacity = (max(Int(batch), 2) + 7) / 8 * 8
+    // As many hints as a list may hold frames; untouched ones cost address space only.
+    let high = shape.zones.flatMap(\.pagesets).map { Int($0.high) }.max() ?? 1
+    hintCapacity = min(max(high + 64, 512).nextPowerOfTwo, 1 << 20)
     var size = 0
     func place(_ bytes: Int) -> Int {
       let offset = size
@@ -55,6 +60,7 @@ final class MachineRecords: @unchecked Sendable {
     let entriesAt = place(max(entries, 1) * 2)
     let runsAt = place(cpuCount * runCapacity * MemoryLayout<TakenRun>.stride)
     let pfmemallocAt = place(cpuCount * 64)
+    let hintsAt = place(cpuCount * zoneCount * hintCapacity * 4)
     let mapping = try TableMapping(byteCount: (size + 4095) & ~4095)
     let base = mapping.base
     zones = (base + zonesAt).bindMemory(to: pm_zone.self, capacity: zoneCount)
@@ -68,6 +74,8 @@ final class MachineRecords: @unchecked Sendable {
     zonelistEntries = (base + entriesAt).bindMemory(to: UInt16.self, capacity: max(entries, 1))
     runs = (base + runsAt).bindMemory(to: TakenRun.self, capacity: cpuCount * runCapacity)
     pfmemalloc = (base + pfmemallocAt).bindMemory(to: UInt8.self, capacity: cpuCount * 64)
+    hints = (base + hintsAt).bindMemory(
+      to: UInt32.self, capacity: cpuCount * zoneCount * hintCapacity)
     self.zoneCount = zoneCount
     segmentCount = segments.count
     self.mapping = mapping
@@ -158,4 +166,9 @@ final class MachineRecords: @unchecked Sendable {
       }
     }
   }
+}
+
+extension Int {
+  /// The smallest power of two that is not below this positive number.
+  fileprivate var nextPowerOfTwo: Int { self <= 1 ? 1 : 1 << (Int.bitWidth - (self - 1).leadingZeroBitCount) }
 }
