@@ -1,3 +1,4 @@
+internal import Dispatch
 internal import Foundation
 internal import PMArena
 internal import Synchronization
@@ -158,6 +159,27 @@ public struct BenchmarkRunner {
     for thread in threads { thread.start() }
     while finished.load(ordering: .acquiring) < workloads.count { sched_yield() }
     return samples.withLock { $0.median }
+  }
+}
+
+extension Subject {
+  /// One repetition of the subject without its limit, for benchmark tools that do their own timing. Two
+  /// threads run together and the repetition lasts until the slower is done.
+  public var repetition: Workload {
+    switch self {
+    case .single(let workload, _): return workload
+    case .paired(let workloads, _), .scaling(_, let workloads):
+      let lent = workloads.map(UncheckedTransfer.init)
+      return Workload(
+        operations: workloads.reduce(0) { $0 + $1.operations },
+        before: { for workload in workloads { workload.before() } },
+        after: { for workload in workloads { workload.after() } },
+        run: {
+          DispatchQueue.concurrentPerform(iterations: lent.count) { lent[$0].value.run() }
+        })
+    case .figure(let find):
+      return Workload(operations: 1) { _ = try? find() }
+    }
   }
 }
 

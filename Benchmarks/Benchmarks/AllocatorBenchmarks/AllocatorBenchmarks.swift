@@ -1,0 +1,6 @@
+import Benchmark
+import CaseAdapter
+
+let benchmarks: @Sendable () -> Void = {
+  registerCases(["alloc", "free", "machine"])
+}
