@@ -1,0 +1,73 @@
+# Two commands do all the set-up on a machine that has Swift:
+#   make demo   builds the release, replays the bundled kernel traces, tells the mail thread's story
+#   make test   builds and runs the tests
+# The rest is for those who work on physmem.
+
+SWIFT ?= swift
+PACKAGES = libnuma-dev zlib1g-dev
+FIXTURES = Tests/PMReplayTests/Fixtures
+PHYSMEM = .build/release/physmem
+SOURCES = Package.swift Sources Tests Benchmarks
+# Steps of the lockstep test that CI runs in a release build.
+STEPS ?= 1000000
+
+.PHONY: demo test setup build format lint docs bench test-release test-thread test-address clean
+
+demo: build
+	@$(PHYSMEM) replay $(FIXTURES)/*.trace.gz
+	@echo
+	@$(PHYSMEM) demo
+
+test: setup
+	$(SWIFT) test
+
+# Installs what is missing, and says so; asks for nothing where all is there.
+setup:
+	@command -v $(SWIFT) >/dev/null || { echo "physmem needs Swift 6.2 or later: https://swift.org/install"; exit 69; }
+	@missing=""; \
+	for package in $(PACKAGES); do \
+	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'install ok' || missing="$$missing $$package"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	  if ! command -v apt-get >/dev/null; then \
+	    if [ -e /usr/include/numa.h ] && [ -e /usr/include/zlib.h ]; then exit 0; fi; \
+	    echo "missing: the headers of libnuma and zlib; install them with this system's package manager"; exit 69; \
+	  fi; \
+	  echo "installing$$missing"; \
+	  if [ "$$(id -u)" = 0 ]; then root=""; else root="sudo"; fi; \
+	  $$root apt-get install -y -q $$missing >/dev/null 2>&1 \
+	    || { $$root apt-get update -q >/dev/null && $$root apt-get install -y -q $$missing >/dev/null; } \
+	    || { echo "could not install$$missing; as root: apt-get install$$missing"; exit 69; }; \
+	fi
+
+build: setup
+	$(SWIFT) build -c release --product physmem
+
+# The long form of the tests, as CI runs it.
+test-release: setup
+	PHYSMEM_STEPS=$(STEPS) $(SWIFT) test -c release -Xswiftc -enable-testing
+
+test-thread: setup
+	PHYSMEM_STEPS=20000 $(SWIFT) test --scratch-path .build-thread --sanitize=thread \
+	  --disable-xctest --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests'
+
+test-address: setup
+	PHYSMEM_STEPS=20000 ASAN_OPTIONS=detect_leaks=1 $(SWIFT) test --scratch-path .build-address \
+	  --sanitize=address --disable-xctest \
+	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMReplayTests'
+
+format:
+	$(SWIFT) format --in-place --recursive $(SOURCES)
+
+lint:
+	$(SWIFT) format lint --strict --recursive $(SOURCES)
+
+# Documentation of every module, warnings as errors.
+docs: setup
+	.ci/docs
+
+bench: build
+	$(PHYSMEM) bench
+
+clean:
+	rm -rf .build .build-*
