@@ -32,17 +32,22 @@ typedef struct pm_segment {
 
 /// A zone. Mirrors the fields of `struct zone` that decide which page is chosen.
 typedef struct pm_zone {
-  // Line 0: the lock, and what is written under it and read by every allocation.
+  // Lines 0 and 1: the lock and what its holder writes. An allocation from per-CPU lists reads none of
+  // it: it would take the line from the holder again and again.
   uint32_t lock;
-  uint32_t flags;
+  uint32_t nr_isolate_pageblock;
+  uint16_t nonempty[5];
+  uint16_t reserved0;
+  uint32_t nr_free[11];
   int64_t nr_free_pages;
   int64_t watermark_boost;
   int64_t nr_reserved_highatomic;
-  uint16_t nonempty[5];
-  uint16_t reserved0;
-  uint32_t nr_isolate_pageblock;
-  uint32_t reserved1[4];
-  // Lines 1 and 2: set at creation or when watermarks are computed.
+  uint64_t reserved1[5];
+  // Lines 2 and 3: set at creation or seldom. `roomy` says whether the free counter is above
+  // `roomy_above`, from where on no order-0 watermark test fails whatever the request.
+  uint32_t roomy;
+  uint32_t flags;
+  int64_t roomy_above;
   int64_t watermark[4];
   int64_t lowmem_reserve[5];
   uint64_t managed_pages;
@@ -56,10 +61,7 @@ typedef struct pm_zone {
   uint16_t reserved2;
   uint32_t drift_mark;
   uint32_t contiguous;
-  uint32_t reserved3[3];
-  // Line 3: blocks per order over all migratetypes, written under the lock.
-  uint32_t nr_free[11];
-  uint32_t reserved4[5];
+  uint32_t reserved3[15];
 } pm_zone;
 
 /// A CPU's lists and counters for one zone, touched by that CPU's thread only.
@@ -93,9 +95,9 @@ typedef struct pm_node {
 } pm_node;
 
 _Static_assert(sizeof(pm_link) == 8, "a link is two 32-bit words");
-_Static_assert(sizeof(pm_zone) == 4 * PM_CACHE_LINE, "a zone is four cache lines");
-_Static_assert(offsetof(pm_zone, watermark) == PM_CACHE_LINE, "line 1 is read-mostly");
-_Static_assert(offsetof(pm_zone, nr_free) == 3 * PM_CACHE_LINE, "line 3 holds nr_free");
+_Static_assert(sizeof(pm_zone) == 5 * PM_CACHE_LINE, "a zone is five cache lines");
+_Static_assert(offsetof(pm_zone, nr_free_pages) == PM_CACHE_LINE, "line 1 starts with the counter");
+_Static_assert(offsetof(pm_zone, roomy) == 2 * PM_CACHE_LINE, "line 2 is read-mostly");
 _Static_assert(sizeof(pm_pageset) == PM_CACHE_LINE, "a pageset is one cache line");
 
 /// The mask of orders with a non-empty list, for one migratetype. In C: fixed arrays import as tuples.

@@ -37,7 +37,10 @@ final class BenchmarkCPU {
     }
   }
 
-  /// The same in one call.
+  /// Empties the CPU's lists, so that all memory merges again and every repetition starts alike.
+  func drain() { use { cpu, _ in cpu.drainLocalPages() } }
+
+  /// `empty` in one call.
   func emptyAtOnce(_ count: Int, order: Int) {
     use { cpu, pages in
       cpu.freePages(UnsafeBufferPointer(rebasing: pages[0..<count]), order: order)
@@ -132,7 +135,8 @@ extension BenchmarkCase {
       let count = 500_000
       let cpu = try BenchmarkCPU(machine(.tib(1)), capacity: count)
       let subject = Workload(
-        operations: count, after: { cpu.empty(count, order: 9) }, run: { cpu.fill(count, order: 9) })
+        operations: count, after: { cpu.empty(count, order: 9) }, run: { cpu.fill(count, order: 9) }
+      )
       return .single(subject, limit: pairLimit())
     }
   }
@@ -152,13 +156,16 @@ extension BenchmarkCase {
         "alloc.scaling.bulk", "throughput of two CPUs over one, single frames allocated in bulk",
         unit: "x", bar: .atLeast(1.6), threads: 2
       ) {
-        let count = 100_000
+        let count = 700_000
         let machine = try machine(.gib(16), cpus: 2)
         let cpus = try (0..<2).map { try BenchmarkCPU(machine, $0, capacity: count) }
         let workloads = cpus.map { cpu in
           Workload(
-            operations: count, after: { cpu.empty(count, order: 0) },
-            run: { cpu.fill(count, order: 0) })
+            operations: count,
+            after: {
+              cpu.empty(count, order: 0)
+              cpu.drain()
+            }, run: { cpu.fill(count, order: 0) })
         }
         return .scaling(one: workloads[0], two: workloads)
       },

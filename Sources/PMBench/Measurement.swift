@@ -126,7 +126,8 @@ public struct BenchmarkRunner {
     let repetitions = Atomic(0)
     let times = Mutex([Double](repeating: 0, count: workloads.count))
     let samples = Mutex([Double]())
-    let finished = Atomic(0)
+    // This thread blocks meanwhile: polling would take processor time from the pinned ones.
+    let finished = DispatchSemaphore(value: 0)
     let enough = roundSeconds
     let threads = workloads.map(UncheckedTransfer.init).enumerated().map { index, lent in
       Thread {
@@ -153,11 +154,11 @@ public struct BenchmarkRunner {
           barrier.wait()
           if spent >= enough, repetitions.load(ordering: .relaxed) >= 5 { break }
         }
-        finished.add(1, ordering: .releasing)
+        finished.signal()
       }
     }
     for thread in threads { thread.start() }
-    while finished.load(ordering: .acquiring) < workloads.count { sched_yield() }
+    for _ in workloads { finished.wait() }
     return samples.withLock { $0.median }
   }
 }

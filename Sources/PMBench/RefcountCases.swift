@@ -118,7 +118,9 @@ extension BenchmarkCase {
     let words = UnsafeMutablePointer<Int32>.allocate(capacity: frameCount)
     words.initialize(repeating: 1, count: frameCount)
     var random = SplitMix64(seed: 7)
-    let indices = (0..<sampled).map { _ in UInt32(truncatingIfNeeded: random.next() % UInt64(frameCount)) }
+    let indices = (0..<sampled).map { _ in
+      UInt32(truncatingIfNeeded: random.next() % UInt64(frameCount))
+    }
     let pfns = indices.map { PFN($0) }
     let subject = Workload(operations: sampled) {
       keep(pfns.withUnsafeBufferPointer { frames.increment($0) ? 1 : 0 })

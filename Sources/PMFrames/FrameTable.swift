@@ -80,7 +80,8 @@ public final class FrameTable: @unchecked Sendable {
 
   @usableFromInline @inline(never)
   package func outOfRange(_ pfn: PFN) -> Never {
-    fatalError("PFN \(pfn) is outside the machine: it has frames 0 to \(String(frameCount - 1, radix: 16))")
+    fatalError(
+      "PFN \(pfn) is outside the machine: it has frames 0 to \(String(frameCount - 1, radix: 16))")
   }
 
   /// The head of the compound page that contains `pfn`, or `pfn` itself where it is no tail.

@@ -37,7 +37,8 @@ extension CPU {
   package static let emptySlot: UInt32 = Core.none
 
   /// The same on bare PFNs, where slots that are not `emptySlot` are set already.
-  package mutating func allocateBulk(raw slots: UnsafeMutableBufferPointer<UInt32>, gfp: GFP) -> Int {
+  package mutating func allocateBulk(raw slots: UnsafeMutableBufferPointer<UInt32>, gfp: GFP) -> Int
+  {
     let wanted = slots.count
     var position = 0
     while position < wanted, slots[position] != Core.none { position += 1 }

@@ -19,7 +19,8 @@ extension Core {
   func previous(_ index: UInt32) -> UInt32 { link(index).pointee.prev &+ index &- 1024 }
   @inline(__always)
   func setNext(_ index: UInt32, _ value: UInt32) {
-    link(index).pointee.next = value &- index &- 1024
+    // Atomic because a CPU may look at a list's first block before it takes the lock.
+    pm_link_next_store_relaxed(link(index), value &- index &- 1024)
   }
   @inline(__always)
   func setPrevious(_ index: UInt32, _ value: UInt32) {
@@ -85,6 +86,43 @@ extension Core {
     log.takeUnretainedValue().append(
       .listCorruption(pfn: PFN(index), what: "list_del corruption"))
     return nil
+  }
+
+  // MARK: per-CPU lists
+
+  // A per-CPU list differs in one point: the `prev` of its first block is not kept. Handing a frame out
+  // then only reads links. With two CPUs at work next to each other each one's prefetcher fetches the
+  // other's lines, and every store to such a line would have to take it back.
+
+  /// Takes the first block off a per-CPU list that is not empty; nil where the list is corrupted.
+  @inline(__always)
+  func popFront(_ head: UInt32, _ index: UInt32) -> UInt32? {
+    let after = next(index)
+    if after == head {
+      if previous(head) != index { return corruptedDelete(index) }
+      setPrevious(head, head)
+    } else if previous(after) != index {
+      return corruptedDelete(index)
+    }
+    setNext(head, after)
+    return index
+  }
+
+  /// Puts a block at the front of a per-CPU list. Mirrors `list_add`.
+  @inline(__always)
+  func pushFront(_ head: UInt32, _ index: UInt32) -> Bool {
+    let first = next(head)
+    if first == index { return corruptedAdd(index) }
+    setPrevious(first, index)
+    setNext(index, first)
+    setNext(head, index)
+    return true
+  }
+
+  /// The block before another on a per-CPU list, or the head.
+  @inline(__always)
+  func previous(onPerCPUList head: UInt32, _ index: UInt32) -> UInt32 {
+    index == next(head) ? head : previous(index)
   }
 
   // MARK: buddy lists

@@ -29,11 +29,38 @@ extension Core {
       index = next(head)
       if index == head { return Core.none }
     }
-    guard delete(index) != nil else { return Core.none }
+    guard popFront(head, index) != nil else { return Core.none }
     if order == 0 { pageset.pointee.hint_top &-= 1 }
-    pageset.pointee.count &-= 1 << Int32(order)
+    let count = pageset.pointee.count &- (1 << Int32(order))
+    pageset.pointee.count = count
+    if count == Core.refillDistance { fetchZone(zone, type: type) }
     pageset.pointee.pgalloc &+= 1 << UInt64(order)
     return index
+  }
+
+  /// How many frames the CPU has left when it asks for the zone's lines.
+  static var refillDistance: Int32 { 10 }
+
+  /// Asks for the lines that the next refill writes. Another CPU wrote them last; so they come in
+  /// together, while the last frames are handed out, and not one after another under the lock. The
+  /// block to be taken is looked up without the lock: a guess that may be wrong by then.
+  @inline(never)
+  private func fetchZone(_ zone: UnsafeMutablePointer<pm_zone>, type: UInt8) {
+    pm_prefetch_write(zone)
+    pm_prefetch_write(&zone.pointee.nr_free_pages)
+    pm_prefetch_write(link(freeList(zone, order: 0, type: type)))
+    pm_prefetch_write(link(freeList(zone, order: 8, type: type)))
+    let orders = nonemptyOrders(zone, type: type)
+    guard orders != 0 else { return }
+    let head = freeList(
+      zone, order: UInt32(truncatingIfNeeded: orders.trailingZeroBitCount), type: type)
+    let block = pm_link_next_load_relaxed(link(head)) &+ head &+ 1024
+    guard Int(block) &+ 64 < frameLimit else { return }
+    pm_prefetch_write(link(block))
+    pm_prefetch_write(states + Int(block))
+    // Where the run ends and the rest of the block begins.
+    pm_prefetch_write(link(block &+ 63))
+    pm_prefetch_write(states + Int(block) + 63)
   }
 
   /// Fills a list of the CPU from the buddy lists. Takes the lock. Mirrors `rmqueue_bulk`.
@@ -50,10 +77,6 @@ extension Core {
     var wanted = batch > 1 ? max(batch >> order, 2) : 1
     var runCount = 0
     var taken: UInt32 = 0
-    // The lines that the other CPU wrote last come in together instead of one after another.
-    pm_prefetch_write(link(freeList(zone, order: 0, type: type)))
-    pm_prefetch_write(link(freeList(zone, order: 8, type: type)))
-    pm_prefetch_write(pm_zone_nr_free(zone))
     pm_lock_acquire(&zone.pointee.lock)
     while taken < wanted {
       let run = takeRun(zone, order: order, type: type, atMost: wanted - taken)
@@ -83,13 +106,17 @@ extension Core {
     guard mask != 0 else { return TakenRun(start: Core.none, count: 0) }
     let found = order &+ UInt32(truncatingIfNeeded: mask.trailingZeroBitCount)
     let index = next(freeList(zone, order: found, type: type))
+    let blocks: UInt32 = 1 << (found &- order)
+    let count = min(blocks, atMost)
+    var rest = count << order
+    if rest < 1 << found {
+      pm_prefetch_write(link(index &+ rest))
+      pm_prefetch_write(states + Int(index &+ rest))
+    }
     guard deleteBlock(zone, index, order: found) else {
       return TakenRun(start: Core.none, count: 0)
     }
     if order == 9 { fetchFollowing(index) }
-    let blocks: UInt32 = 1 << (found &- order)
-    let count = min(blocks, atMost)
-    var rest = count << order
     if found >= 9, order < 9 { markBroken(index, frames: rest) }
     while rest < 1 << found {
       let piece = UInt32(truncatingIfNeeded: rest.trailingZeroBitCount)
@@ -210,7 +237,7 @@ extension Core {
     _ index: UInt32, order: UInt32, listType: UInt8
   ) {
     let slot = Core.perCPUIndex(order: order, type: listType)
-    guard addFront(UInt32(bitPattern: pageset.pointee.list_base) &+ slot, index) else { return }
+    guard pushFront(UInt32(bitPattern: pageset.pointee.list_base) &+ slot, index) else { return }
     if order == 0 { noteFreed(zone, pageset, index) }
     pageset.pointee.pgfree &+= 1 << UInt64(order)
     let count = pageset.pointee.count &+ (1 << Int32(order))
@@ -284,7 +311,9 @@ extension Core {
       return
     }
     var limit = pageset.pointee.high
-    if limit != 0, pm_word_load_relaxed(&zone.pointee.flags) & 2 != 0 { limit = min(batch << 2, limit) }
+    if limit != 0, pm_word_load_relaxed(&zone.pointee.flags) & 2 != 0 {
+      limit = min(batch << 2, limit)
+    }
     if count < limit { return }
     if limit < batch {
       drain(zone, pageset, atMost: 1, from: slot)
@@ -363,7 +392,7 @@ extension Core {
   ) -> DrainedRun {
     let step: UInt32 = 1 << order
     let first = state(index)
-    var before = previous(index)
+    var before = previous(onPerCPUList: head, index)
     if next(before) != index || next(index) != head {
       _ = delete(index)
       return DrainedRun(count: 0, isDescending: false, isClean: false)
@@ -380,7 +409,7 @@ extension Core {
         (state(before) ^ first) & ~FrameState.orderMask == 0,
         pm_refcount_load_relaxed(counts + Int(before)) == 0
       {
-        let beyond = previous(before)
+        let beyond = previous(onPerCPUList: head, before)
         if next(beyond) != before { break }
         last = before
         before = beyond

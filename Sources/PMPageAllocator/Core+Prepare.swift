@@ -16,7 +16,8 @@ extension Core {
 
   @inline(never)
   private func zero(_ index: UInt32, order: UInt32) {
-    (arena + Int(index) << 12).initializeMemory(as: UInt8.self, repeating: 0, count: 4096 << Int(order))
+    (arena + Int(index) << 12).initializeMemory(
+      as: UInt8.self, repeating: 0, count: 4096 << Int(order))
   }
 
   /// Mirrors `prep_compound_page`.

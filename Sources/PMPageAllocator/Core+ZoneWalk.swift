@@ -166,10 +166,14 @@ extension Core {
           restart = true
           break
         }
-        let mark = effectiveWatermark(zone, flags)
-        if !watermarkFast(
-          zone, order: request.order, mark: mark, highest: request.highest, flags: flags,
-          gfp: request.gfp), flags & AllocFlags.noWatermarks == 0
+        // Where there is plenty, no test of a single frame fails, and the counters that another CPU
+        // is writing are left alone.
+        let hasRoom = request.order == 0 && pm_word_load_relaxed(&zone.pointee.roomy) != 0
+        if !hasRoom,
+          !watermarkFast(
+            zone, order: request.order, mark: effectiveWatermark(zone, flags),
+            highest: request.highest, flags: flags, gfp: request.gfp),
+          flags & AllocFlags.noWatermarks == 0
         {
           continue
         }

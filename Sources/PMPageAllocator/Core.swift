@@ -86,8 +86,12 @@ struct Core {
   @inline(__always) var nodes: UnsafeMutablePointer<pm_node> { fields.pointee.nodes }
   @inline(__always) var segments: UnsafeMutablePointer<pm_segment> { fields.pointee.segments }
   @inline(__always) var segmentCount: Int { fields.pointee.segmentCount }
-  @inline(__always) var zonelistBounds: UnsafeMutablePointer<UInt32> { fields.pointee.zonelistBounds }
-  @inline(__always) var zonelistEntries: UnsafeMutablePointer<UInt16> { fields.pointee.zonelistEntries }
+  @inline(__always) var zonelistBounds: UnsafeMutablePointer<UInt32> {
+    fields.pointee.zonelistBounds
+  }
+  @inline(__always) var zonelistEntries: UnsafeMutablePointer<UInt16> {
+    fields.pointee.zonelistEntries
+  }
   @inline(__always) var runs: UnsafeMutablePointer<TakenRun> { fields.pointee.runs }
   @inline(__always) var hints: UnsafeMutablePointer<UInt32> { fields.pointee.hints }
   @inline(__always) var hintMask: UInt32 { fields.pointee.hintMask }
@@ -206,12 +210,20 @@ extension Core {
     let pending = pageset.pointee.stat_diff &+ delta
     let threshold = pageset.pointee.stat_threshold
     if pending > threshold || pending < -threshold {
-      let free = pm_counter_load_relaxed(&zone.pointee.nr_free_pages)
-      pm_counter_store_relaxed(&zone.pointee.nr_free_pages, free &+ Int64(pending))
+      let free = pm_counter_load_relaxed(&zone.pointee.nr_free_pages) &+ Int64(pending)
+      pm_counter_store_relaxed(&zone.pointee.nr_free_pages, free)
       pageset.pointee.stat_diff = 0
+      noteRoom(zone, free)
     } else {
       pageset.pointee.stat_diff = pending
     }
+  }
+
+  /// Keeps the zone's mark of plenty in step with its free counter. pre: the zone's lock is held.
+  @inline(__always)
+  func noteRoom(_ zone: UnsafeMutablePointer<pm_zone>, _ free: Int64) {
+    let roomy: UInt32 = free > zone.pointee.roomy_above ? 1 : 0
+    if roomy != zone.pointee.roomy { pm_word_store_relaxed(&zone.pointee.roomy, roomy) }
   }
 
   /// The same change several times over, with the same steps of the pending difference.

@@ -19,5 +19,5 @@ public struct KernelModel: Hashable, Sendable {
   public init(freePages: FreePages = .headReadBeforePut) { self.freePages = freePages }
 
   /// Linux 6.1 stable.
-  public static let linux6_1: KernelModel = KernelModel()
+  public static let linux61: KernelModel = KernelModel()
 }

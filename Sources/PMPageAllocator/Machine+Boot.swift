@@ -31,6 +31,7 @@ extension Machine {
     for zone in plan.shape.zones.indices {
       // Boot counts exactly; what the releases left pending was for nobody to see.
       core.zones[zone].nr_free_pages = plan.shape.zones[zone].free
+      core.noteRoom(core.zones + zone, plan.shape.zones[zone].free)
       core.pagesets[zone].stat_diff = 0
     }
     frames.adviseHugePages()

@@ -10,7 +10,7 @@ extension Machine {
   /// needs its map. Throws ``MachineError/invalidState(_:)`` where the state contradicts itself, with
   /// the zone and the frame.
   public convenience init(
-    state: MachineState, backing: Backing = .memfd, model: KernelModel = .linux6_1
+    state: MachineState, backing: Backing = .memfd, model: KernelModel = .linux61
   ) throws(MachineError) {
     let segments = try StateLoader.segments(of: state)
     let end = segments.map { UInt64($0.start) + UInt64($0.count) }.max() ?? 0

@@ -89,7 +89,8 @@ public final class Machine: @unchecked Sendable {
     nodeCount = shape.nodes.count
     claims = Mutex(Array(repeating: false, count: shape.cpuNodes.count))
     settings = Settings(
-      zeroesOnAllocation: zeroesOnAllocation, isMultiNode: shape.nodes.filter { $0.present > 0 }.count > 1)
+      zeroesOnAllocation: zeroesOnAllocation,
+      isMultiNode: shape.nodes.filter { $0.present > 0 }.count > 1)
     cores = .allocate(capacity: shape.cpuNodes.count)
     for cpu in shape.cpuNodes.indices { (cores + cpu).initialize(to: makeFields(cpu: cpu)) }
     let core = core(cpu: 0)
@@ -131,7 +132,8 @@ public final class Machine: @unchecked Sendable {
       hintMask: UInt32(records.hintCapacity - 1), pfmemalloc: records.pfmemalloc + cpu * 64,
       arena: arena.base, log: Unmanaged.passUnretained(findings),
       details: Unmanaged.passUnretained(details), zoneCount: records.zoneCount,
-      frameLimit: frames.frameCount, watermarkBoostFactor: shape.watermarkBoostFactor, isMultiNode: settings.isMultiNode,
+      frameLimit: frames.frameCount, watermarkBoostFactor: shape.watermarkBoostFactor,
+      isMultiNode: settings.isMultiNode,
       isMobilityDisabled: shape.isMobilityDisabled,
       zeroesOnAllocation: settings.zeroesOnAllocation)
   }
@@ -195,7 +197,8 @@ public final class Machine: @unchecked Sendable {
 
   /// Sets map count, mapping and memory cgroup of a page that the caller owns; flags are set by
   /// ``setFlags(of:_:)`` and ignored here.
-  public func setDetails(of pfn: PFN, mapcount: Int32 = -1, mapping: UInt64 = 0, memcg: UInt64 = 0) {
+  public func setDetails(of pfn: PFN, mapcount: Int32 = -1, mapping: UInt64 = 0, memcg: UInt64 = 0)
+  {
     _ = frames.refcount(pfn)
     let flags = details[pfn.rawValue].flags
     core(cpu: 0).setDetails(

@@ -53,7 +53,7 @@ public struct MachineDescription: Sendable {
     parameters = KernelParameters()
     self.backing = backing
     reservesHostMemory = false
-    model = .linux6_1
+    model = .linux61
   }
 
   // MARK: the layout
@@ -151,7 +151,8 @@ public struct MachineDescription: Sendable {
     let top = ranges.last?.end ?? 0
     let usableStart =
       top > MachineDescription.dma32End
-      ? MachineDescription.dma32End : top > MachineDescription.dmaEnd ? MachineDescription.dmaEnd : 0
+      ? MachineDescription.dma32End
+      : top > MachineDescription.dmaEnd ? MachineDescription.dmaEnd : 0
     let populated = Set(ranges.map(\.node)).sorted()
     var reached = [UInt64](repeating: 0, count: nodes.count)
     var share = populated.count

@@ -115,6 +115,8 @@ final class MachineRecords: @unchecked Sendable {
       // PROMO lies one gap above HIGH.
       pm_zone_watermark(record)[3] = 2 * zone.watermarks[2] - zone.watermarks[1]
       for kind in 0..<5 { pm_zone_lowmem_reserve(record)[kind] = zone.lowmemReserve[kind] }
+      record.pointee.roomy_above = MachineRecords.roomyAbove(zone, shape.watermarkBoostFactor)
+      record.pointee.roomy = zone.free > record.pointee.roomy_above ? 1 : 0
       record.pointee.reserved2 = sharesBlocks(index) ? 1 : 0
       for (cpu, pageset) in zone.pagesets.enumerated() {
         let slot = cpu * zoneCount + index
@@ -129,6 +131,16 @@ final class MachineRecords: @unchecked Sendable {
           8 + zoneCount * MachineRecords.zoneHeads + (slot + 1) * MachineRecords.pagesetHeads)
       }
     }
+  }
+
+  /// From how many free pages on every order-0 test of the zone passes: above the LOW mark with the
+  /// largest boost, the largest reserve against other zones and all highatomic pageblocks there can be.
+  private static func roomyAbove(_ zone: MachineState.Zone, _ boostFactor: Int64) -> Int64 {
+    let high = zone.watermarks[2]
+    let boostCap = max(high / 10000 * boostFactor + high % 10000 * boostFactor / 10000, 512)
+    let highatomic = max(zone.highatomic, Int64(zone.managed / 100) + 1024)
+    return zone.watermarks[1] + max(zone.boost, boostCap) + (zone.lowmemReserve.max() ?? 0)
+      + highatomic
   }
 
   /// Whether another zone's frames lie in the same block of the highest order as some of this one's,
@@ -170,5 +182,7 @@ final class MachineRecords: @unchecked Sendable {
 
 extension Int {
   /// The smallest power of two that is not below this positive number.
-  fileprivate var nextPowerOfTwo: Int { self <= 1 ? 1 : 1 << (Int.bitWidth - (self - 1).leadingZeroBitCount) }
+  fileprivate var nextPowerOfTwo: Int {
+    self <= 1 ? 1 : 1 << (Int.bitWidth - (self - 1).leadingZeroBitCount)
+  }
 }

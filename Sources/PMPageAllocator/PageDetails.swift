@@ -1,6 +1,5 @@
 internal import Synchronization
 
-
 /// Page flags in the kernel's bits (Linux 6.1 on x86-64, configuration of the traces).
 public struct PageFlags: OptionSet, Hashable, Sendable {
   /// The kernel's low bits; zone, node and last-cpupid are not part of them.

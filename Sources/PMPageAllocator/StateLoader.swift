@@ -59,7 +59,8 @@ struct StateLoader {
       for cpu in zone.pagesets.indices { try loadPageset(zone, index, cpu, &free) }
       if let left = free.first(where: { $0.kind == .free || $0.kind == .perCPU }) {
         throw .invalidState(
-          "zone \(zone.id): frame \(PFN(left.start)) is of class \(left.kind.rawValue) but on no list")
+          "zone \(zone.id): frame \(PFN(left.start)) is of class \(left.kind.rawValue) but on no list"
+        )
       }
       let listed = zone.freeLists.enumerated().reduce(Int64(0)) { sum, entry in
         entry.offset % 5 == 4 ? sum : sum + Int64(entry.element.count) << Int64(entry.offset / 5)
@@ -72,14 +73,17 @@ struct StateLoader {
   }
 
   private func check(_ zone: MachineState.Zone) throws(MachineError) {
-    let blocks = Int((UInt64(zone.start) + UInt64(zone.spanned) - 1) >> 9 - UInt64(zone.start) >> 9) + 1
+    let blocks =
+      Int((UInt64(zone.start) + UInt64(zone.spanned) - 1) >> 9 - UInt64(zone.start) >> 9) + 1
     guard zone.pageblocks.count == blocks else {
-      throw .invalidState("zone \(zone.id): \(zone.pageblocks.count) pageblocks: expected \(blocks)")
+      throw .invalidState(
+        "zone \(zone.id): \(zone.pageblocks.count) pageblocks: expected \(blocks)")
     }
     guard zone.pageblocks.allSatisfy({ $0 < 5 || $0 == 0xff }) else {
       throw .invalidState("zone \(zone.id): a pageblock type is not 0 to 4")
     }
-    guard zone.watermarks.count == 3, zone.lowmemReserve.count == 5, zone.freeLists.count == 55 else {
+    guard zone.watermarks.count == 3, zone.lowmemReserve.count == 5, zone.freeLists.count == 55
+    else {
       throw .invalidState("zone \(zone.id): expected 3 watermarks, 5 reserves, 55 lists")
     }
     guard zone.pagesets.count == state.cpuNodes.count else {
@@ -148,7 +152,8 @@ struct StateLoader {
       runs[low].kind == kind
     else {
       throw .invalidState(
-        "zone \(zone.id): block \(PFN(pfn)) of order \(order) is on a list, but not of class \(kind.rawValue) in the map or on two lists")
+        "zone \(zone.id): block \(PFN(pfn)) of order \(order) is on a list, but not of class \(kind.rawValue) in the map or on two lists"
+      )
     }
     let run = runs[low]
     var rest: [Unclaimed] = []

@@ -70,7 +70,9 @@ enum Watermarks {
   }
 
   /// Below this many free pages the kernel counts exactly. Mirrors `refresh_zone_stat_thresholds`.
-  static func driftMark(min: UInt64, low: UInt64, high: UInt64, threshold: Int32, cpus: Int) -> UInt32 {
+  static func driftMark(min: UInt64, low: UInt64, high: UInt64, threshold: Int32, cpus: Int)
+    -> UInt32
+  {
     let drift = UInt64(cpus) * UInt64(threshold)
     return drift > low - min ? UInt32(clamping: high + drift) : 0
   }

@@ -35,11 +35,15 @@ public struct PFN: Hashable, Comparable, Sendable, BitwiseCopyable {
 
   /// The frame `distance` frames above; traps where that is no 32-bit index.
   @inlinable
-  public static func + (lhs: PFN, distance: Int) -> PFN { PFN(UInt32(Int(lhs.rawValue) + distance)) }
+  public static func + (lhs: PFN, distance: Int) -> PFN {
+    PFN(UInt32(Int(lhs.rawValue) + distance))
+  }
 
   /// The frame `distance` frames below; traps where that is no 32-bit index.
   @inlinable
-  public static func - (lhs: PFN, distance: Int) -> PFN { PFN(UInt32(Int(lhs.rawValue) - distance)) }
+  public static func - (lhs: PFN, distance: Int) -> PFN {
+    PFN(UInt32(Int(lhs.rawValue) - distance))
+  }
 }
 
 extension PFN: CustomStringConvertible {
