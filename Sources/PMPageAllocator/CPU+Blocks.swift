@@ -47,7 +47,8 @@ extension CPU {
     let type = UInt8((flags >> 3) & 3)
     guard type != 3 else { return position }
     let request = Core.Request(
-      order: 0, gfp: flags, type: type, highest: GFP(rawValue: flags).highestZoneIndex,
+      order: 0, gfp: flags, type: core.isMobilityDisabled ? 0 : type,
+      highest: GFP(rawValue: flags).highestZoneIndex,
       zonelist: node * 2 + Int((flags >> 21) & 1))
     let start = core.zonelistStart(request)
     guard start != core.zonelistEnd(request) else { return position }
@@ -117,6 +118,7 @@ extension CPU {
     guard let order = Order.holding(bytes: bytes) else { throw .invalidSize(bytes) }
     let first = try allocatePages(order: order, gfp: flags).rawValue
     let used = UInt32((bytes + 4095) >> 12)
+    core.markUnusual(first, order: UInt32(order))
     for offset in stride(from: used - 1, to: 0, by: -1) {
       pm_refcount_store_relaxed(core.counts + Int(first + offset), 1)
     }
@@ -136,6 +138,7 @@ extension CPU {
   /// Mirrors `split_page`.
   public mutating func splitPage(_ pfn: PFN, order: Int) {
     _ = checkedZone(of: pfn.rawValue, order: order)
+    core.markUnusual(pfn.rawValue, order: UInt32(order))
     for offset in 1..<max(1, 1 << order) {
       pm_refcount_store_relaxed(core.counts + Int(pfn.rawValue) + offset, 1)
     }

@@ -85,7 +85,7 @@ extension CPU {
       if core.state(head) & FrameState.head != 0 {
         freeLastReference(zone, head)
       } else {
-        if core.state(head) & FrameState.detail != 0 { uncharge(head) }
+        if core.state(head) & (FrameState.detail | FrameState.lru) != 0 { leaveLists(head) }
         dead.append(head)
       }
     }
@@ -121,7 +121,7 @@ extension CPU {
   @inline(__always)
   func freeLastReference(_ zone: UnsafeMutablePointer<pm_zone>, _ head: UInt32) {
     let state = core.state(head)
-    if state & FrameState.detail != 0 { uncharge(head) }
+    if state & (FrameState.detail | FrameState.lru) != 0 { leaveLists(head) }
     if state & FrameState.head != 0 {
       core.free(zone, head, order: UInt32(state & FrameState.orderMask))
     } else {
@@ -129,12 +129,15 @@ extension CPU {
     }
   }
 
-  /// The last put takes a page out of its memory cgroup; `__free_pages` does not.
+  /// The last put takes a page off its LRU list and out of its memory cgroup; `__free_pages` does not.
   @inline(never)
-  private func uncharge(_ head: UInt32) {
+  private func leaveLists(_ head: UInt32) {
     var own = core.details.takeUnretainedValue()[head]
     own.memcg = 0
-    if core.state(head) & FrameState.lru != 0 { own.flags.subtract([.active, .unevictable]) }
+    if core.state(head) & FrameState.lru != 0 {
+      own.flags.subtract([.active, .unevictable])
+      core.setState(head, core.state(head) & ~FrameState.lru)
+    }
     core.setDetails(head, own)
   }
 

@@ -82,7 +82,8 @@ public struct CPU: ~Copyable, @unchecked Sendable {
     let type = (flags >> 3) & 3
     guard UInt(bitPattern: order) <= 10, type != 3 else { return Core.none }
     let request = Core.Request(
-      order: UInt32(truncatingIfNeeded: order), gfp: flags, type: UInt8(truncatingIfNeeded: type),
+      order: UInt32(truncatingIfNeeded: order), gfp: flags,
+      type: core.isMobilityDisabled ? 0 : UInt8(truncatingIfNeeded: type),
       highest: GFP(rawValue: flags).highestZoneIndex,
       zonelist: node &* 2 &+ Int((flags >> 21) & 1))
     guard core.zonelistStart(request) != core.zonelistEnd(request) else { return Core.none }

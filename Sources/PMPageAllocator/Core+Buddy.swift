@@ -22,7 +22,7 @@ extension Core {
       piece &-= 1
       addBlock(zone, index &+ (1 << piece), order: piece, type: type, toBack: false)
     }
-    setState(index, FrameState.touched | UInt16(type) << FrameState.migratetypeShift)
+    setState(index, state(index) | UInt16(type) << FrameState.migratetypeShift)
     return index
   }
 
@@ -30,12 +30,11 @@ extension Core {
   func takeBlock(
     _ zone: UnsafeMutablePointer<pm_zone>, order: UInt32, type: UInt8, flags: UInt32
   ) -> UInt32 {
-    while true {
-      let index = takeSmallest(zone, order: order, type: type)
-      if index != Core.none { return index }
-      guard steal(zone, order: order, type: type, flags: flags) else { return Core.none }
-      if log.takeUnretainedValue().isHalted { return Core.none }
-    }
+    let index = takeSmallest(zone, order: order, type: type)
+    if index != Core.none { return index }
+    guard steal(zone, order: order, type: type, flags: flags) else { return Core.none }
+    // A steal brings a block, unless the lists are corrupted: the kernel would then try for ever.
+    return takeSmallest(zone, order: order, type: type)
   }
 
   /// A block straight from the buddy lists. Takes the lock. Mirrors `rmqueue_buddy`.

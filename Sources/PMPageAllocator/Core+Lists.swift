@@ -115,6 +115,8 @@ extension Core {
     if first == index { return corruptedAdd(index) }
     setPrevious(first, index)
     setNext(index, first)
+    // Only says that the block is on no other list any more.
+    setPrevious(index, head)
     setNext(head, index)
     return true
   }
@@ -143,7 +145,11 @@ extension Core {
   func addBlock(
     _ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32, order: UInt32, type: UInt8, toBack: Bool
   ) -> Bool {
-    setState(index, FrameState.touched | FrameState.buddy | UInt16(truncatingIfNeeded: order))
+    // Flags that somebody set on a free page stay with it until a test finds them.
+    let kept = state(index) & ~FrameState.harmless
+    setState(
+      index,
+      kept | FrameState.touched | FrameState.buddy | UInt16(truncatingIfNeeded: order))
     let head = freeList(zone, order: order, type: type)
     guard toBack ? addBack(head, index) : addFront(head, index) else { return false }
     let mask = pm_zone_nonempty(zone) + Int(type)
@@ -174,7 +180,8 @@ extension Core {
     _ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32, order: UInt32
   ) -> Bool {
     guard unlinkBlock(zone, index) else { return false }
-    setState(index, FrameState.touched)
+    let kept = state(index) & ~(FrameState.harmless | FrameState.buddy)
+    setState(index, kept | FrameState.touched)
     (pm_zone_nr_free(zone) + Int(order)).pointee &-= 1
     return true
   }

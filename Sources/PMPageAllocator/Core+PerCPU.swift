@@ -74,21 +74,20 @@ extension Core {
     head: UInt32, order: UInt32, type: UInt8, flags: UInt32
   ) {
     let batch = UInt32(bitPattern: pageset.pointee.batch)
-    var wanted = batch > 1 ? max(batch >> order, 2) : 1
+    let wanted = batch > 1 ? max(batch >> order, 2) : 1
     var runCount = 0
     var taken: UInt32 = 0
     pm_lock_acquire(&zone.pointee.lock)
     while taken < wanted {
-      let run = takeRun(zone, order: order, type: type, atMost: wanted - taken)
-      if run.count > 0 {
-        runs[runCount] = run
-        runCount += 1
-        taken += run.count
-      } else if log.takeUnretainedValue().isHalted
-        || !steal(zone, order: order, type: type, flags: flags)
-      {
-        wanted = taken
+      var run = takeRun(zone, order: order, type: type, atMost: wanted - taken)
+      if run.count == 0, steal(zone, order: order, type: type, flags: flags) {
+        // A steal brings a block, unless the lists are corrupted.
+        run = takeRun(zone, order: order, type: type, atMost: wanted - taken)
       }
+      if run.count == 0 { break }
+      runs[runCount] = run
+      runCount += 1
+      taken += run.count
     }
     if taken > 0 { addFreePages(zone, pageset, -Int32(taken << order)) }
     pm_lock_release(&zone.pointee.lock)

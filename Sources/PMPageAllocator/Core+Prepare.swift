@@ -26,10 +26,10 @@ extension Core {
     markUnusual(index, order: order)
     setState(index, state(index) & ~FrameState.orderMask | FrameState.head | UInt16(order))
     let frames = UInt32(1) << order
-    pm_states_fill(
-      states + Int(index) + 1, Int(frames) - 1, FrameState.touched | FrameState.tail)
     for offset in 1..<frames {
       let tail = index &+ offset
+      let kept = state(tail) & ~FrameState.harmless
+      setState(tail, kept | FrameState.touched | FrameState.tail)
       pm_link_next_store_relaxed(link(tail), index &- tail &- 1024)
     }
   }
@@ -54,7 +54,9 @@ extension Core {
     let tails = Int(1) << Int(order) - 1
     let isCompound = state & FrameState.head != 0
     if order >= 9 {
-      if first == 0, !isCompound, !isUnusual(index, order: order) {
+      if first == 0, !isCompound, !isUnusual(index, order: order),
+        order == 9 || isPlain(index &+ 512)
+      {
         setState(index, FrameState.touched)
         return true
       }
@@ -74,6 +76,12 @@ extension Core {
     return true
   }
 
+  /// Whether nothing about one frame is out of the ordinary.
+  @inline(__always)
+  private func isPlain(_ index: UInt32) -> Bool {
+    state(index) & ~FrameState.harmless == 0 && pm_refcount_load_relaxed(counts + Int(index)) == 0
+  }
+
   /// Page by page, in the kernel's order.
   @inline(never)
   private func prepareFreeSlow(_ index: UInt32, order: UInt32, testsFirst: Bool) -> Bool {
@@ -88,7 +96,7 @@ extension Core {
     if order > 0 {
       let isCompound = state(index) & (FrameState.head | FrameState.tail) != 0
       for tail in (index + 1)..<(index + 1 << order) {
-        if isCompound, state(tail) & FrameState.tail != 0 {
+        if isCompound {
           setState(tail, state(tail) & ~FrameState.tail)
           var own = table[tail]
           own.mapping = 0

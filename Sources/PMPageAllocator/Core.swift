@@ -182,13 +182,14 @@ extension Core {
     }
   }
 
-  /// Whether some state in the one or two pageblocks of a block of order 9 or 10 has to be looked at.
+  /// Whether frames in the one or two pageblocks of a block of order 9 or 10 have to be looked at:
+  /// something was noted, or the allocator handed them out as smaller blocks.
   @inline(__always)
   func isUnusual(_ index: UInt32, order: UInt32) -> Bool {
     let first = marks + Int(index >> 9)
     let bits = pm_pageblock_load_relaxed(first)
     let second = order == 10 ? pm_pageblock_load_relaxed(first + 1) : 0
-    return (bits | second) & PageblockMarks.unusual != 0
+    return bits | second != 0
   }
 
   /// Notes that all states of a block of order 9 or 10 are plain.

@@ -125,7 +125,9 @@ struct BootPlan {
     shape = MachineState(
       nodes: BootPlan.nodes(description, ranges), zonelists: [], zones: ordered,
       cpuNodes: description.cpuNodes,
-      watermarkBoostFactor: Int64(description.parameters.watermarkBoostFactor))
+      watermarkBoostFactor: Int64(description.parameters.watermarkBoostFactor),
+      // Too small for a pageblock per migratetype and zonelist (specification 1.5).
+      isMobilityDisabled: ordered.reduce(0) { $0 + $1.managed } < 512 * 5)
     shape.zonelists = description.nodes.indices.map { zonelist(description, from: $0) }
     for piece in pieces {
       guard let zone = ordered.firstIndex(where: { $0.id == piece.id }) else { continue }

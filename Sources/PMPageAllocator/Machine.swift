@@ -90,7 +90,7 @@ public final class Machine: @unchecked Sendable {
     claims = Mutex(Array(repeating: false, count: shape.cpuNodes.count))
     settings = Settings(
       zeroesOnAllocation: zeroesOnAllocation,
-      isMultiNode: shape.nodes.filter { $0.present > 0 }.count > 1)
+      isMultiNode: shape.nodes.count > 1)
     cores = .allocate(capacity: shape.cpuNodes.count)
     for cpu in shape.cpuNodes.indices { (cores + cpu).initialize(to: makeFields(cpu: cpu)) }
     let core = core(cpu: 0)
