@@ -33,8 +33,19 @@ extension Core {
     let index = takeSmallest(zone, order: order, type: type)
     if index != Core.none { return index }
     guard steal(zone, order: order, type: type, flags: flags) else { return Core.none }
-    // A steal brings a block, unless the lists are corrupted: the kernel would then try for ever.
-    return takeSmallest(zone, order: order, type: type)
+    let stolen = takeSmallest(zone, order: order, type: type)
+    if stolen == Core.none { reportFruitlessSteal(zone) }
+    return stolen
+  }
+
+  /// A steal brings a block, unless lists and marks contradict each other. The kernel then tries for
+  /// ever; here the request fails.
+  @inline(never)
+  func reportFruitlessSteal(_ zone: UnsafeMutablePointer<pm_zone>) {
+    if log.takeUnretainedValue().isHalted { return }
+    log.takeUnretainedValue().append(
+      .listCorruption(
+        pfn: PFN(zone.pointee.start), what: "a steal in this zone brought no block: endless loop"))
   }
 
   /// A block straight from the buddy lists. Takes the lock. Mirrors `rmqueue_buddy`.

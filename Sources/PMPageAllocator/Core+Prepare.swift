@@ -42,8 +42,11 @@ extension Core {
   @inline(__always)
   func prepareFree(_ index: UInt32, order: UInt32, testsFirst: Bool) -> Bool {
     let state = state(index)
-    // Anything but a plain page, or for higher orders a plain or compound block, is rare.
-    let first = state & ~(FrameState.harmless | FrameState.head)
+    // Anything but a plain page that was handed out once, or for higher orders a plain or compound
+    // block, is rare.
+    let first =
+      (state ^ FrameState.touched)
+      & ~(FrameState.orderMask | FrameState.migratetypeMask | FrameState.head)
     if order == 0 {
       if first != 0 || (testsFirst && pm_refcount_load_relaxed(counts + Int(index)) != 0) {
         return prepareFreeSlow(index, order: order, testsFirst: testsFirst)
@@ -86,6 +89,11 @@ extension Core {
   @inline(never)
   private func prepareFreeSlow(_ index: UInt32, order: UInt32, testsFirst: Bool) -> Bool {
     let table = details.takeUnretainedValue()
+    // A frame that was never touched may head a free block whose mark is the zero.
+    if state(index) == 0 {
+      let isHead = index & 1023 == 0
+      setState(index, FrameState.touched | (isHead ? FrameState.buddy : 0))
+    }
     var first = table[index]
     first.flags.remove(.mlocked)
     if order == 0, first.flags.contains(.hwpoison) {

@@ -183,6 +183,8 @@ extension Core {
           if flags & AllocFlags.highatomic != 0 { reserveHighatomic(zone, index) }
           return index
         }
+        // The kernel stopped in this zone.
+        if log.takeUnretainedValue().isHalted { return Core.none }
       }
       guard restart || flags & AllocFlags.noFragment != 0 else { return Core.none }
       flags &= ~AllocFlags.noFragment
