@@ -163,6 +163,13 @@ PM_INLINE void pm_link_next_store_relaxed(pm_link *_Nonnull link, uint32_t value
   __atomic_store_n(&link->next, value, __ATOMIC_RELAXED);
 }
 
+/// Stores both words of a link at once. Relaxed; pre: the link is aligned to 8 bytes.
+PM_INLINE void pm_link_store_relaxed(pm_link *_Nonnull link, pm_link value) {
+  uint64_t words;
+  __builtin_memcpy(&words, &value, sizeof words);
+  __atomic_store_n((uint64_t *)(void *)link, words, __ATOMIC_RELAXED);
+}
+
 /// Takes the lock. Acquire. Spins, then yields the processor: the holder may be preempted.
 void pm_lock_contended(uint32_t *_Nonnull lock) __attribute__((visibility("hidden")));
 PM_INLINE void pm_lock_acquire(uint32_t *_Nonnull lock) {

@@ -132,8 +132,9 @@ extension Core {
       return true
     }
     if state & FrameState.tail != 0 {
-      let head = next(index)
-      return self.state(head) & FrameState.lru != 0
+      // Read as a lookup does, without the owner's knowledge; a stale answer is the kernel's too.
+      let head = pm_link_next_load_relaxed(link(index)) &+ index &+ 1024
+      return Int(head) < frameLimit && self.state(head) & FrameState.lru != 0
     }
     return state & FrameState.lru != 0
   }

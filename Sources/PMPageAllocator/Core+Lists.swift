@@ -69,8 +69,9 @@ extension Core {
     if previous(after) != index || next(before) != index { return corruptedDelete(index) }
     setPrevious(after, before)
     setNext(before, after)
-    link(index).pointee = pm_link(
-      next: Core.poison &- index &- 1024, prev: Core.poison &- index &+ 1024)
+    pm_link_store_relaxed(
+      link(index),
+      pm_link(next: Core.poison &- index &- 1024, prev: Core.poison &- index &+ 1024))
     return after == before ? after : Core.none
   }
 

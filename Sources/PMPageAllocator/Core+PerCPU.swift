@@ -169,7 +169,7 @@ extension Core {
     let inner = pm_link(next: step &- 1024, prev: 1024 &- step)
     var cursor = run.start
     while cursor <= last {
-      link(cursor).pointee = inner
+      pm_link_store_relaxed(link(cursor), inner)
       cursor &+= step
     }
     setPrevious(run.start, before)

@@ -1,7 +1,6 @@
 import Foundation
 import PMFrames
 import PMUnits
-import Synchronization
 import Testing
 
 @testable import PMPageAllocator
@@ -28,18 +27,23 @@ import Testing
     var order: Int
   }
 
-  final class Mailbox: Sendable {
-    private let parcels = Mutex<[Parcel]>([])
+  // Both use NSLock because ThreadSanitizer knows it, and does not know Synchronization.Mutex.
+  final class Mailbox: @unchecked Sendable {
+    // Sendable: `lock` is held around every access.
+    private let lock = NSLock()
+    private var parcels: [Parcel] = []
 
-    func post(_ parcel: Parcel) { parcels.withLock { $0.append(parcel) } }
-    func take() -> Parcel? { parcels.withLock { $0.popLast() } }
+    func post(_ parcel: Parcel) { lock.withLock { parcels.append(parcel) } }
+    func take() -> Parcel? { lock.withLock { parcels.popLast() } }
   }
 
-  final class Failures: Sendable {
-    private let texts = Mutex<[String]>([])
+  final class Failures: @unchecked Sendable {
+    // Sendable: `lock` is held around every access.
+    private let lock = NSLock()
+    private var texts: [String] = []
 
-    func add(_ text: String) { texts.withLock { $0.append(text) } }
-    var all: [String] { texts.withLock { $0 } }
+    func add(_ text: String) { lock.withLock { texts.append(text) } }
+    var all: [String] { lock.withLock { texts } }
   }
 
   /// Drains all CPUs and checks that everything is free again and fits together.
