@@ -33,7 +33,8 @@ let package = Package(
   targets: [
     // System calls, atomics with the memory order in the name, layouts.
     .target(
-      name: "CPhysmemShim", path: "CShim", exclude: ["zlib", "limits"], publicHeadersPath: "include",
+      name: "CPhysmemShim", path: "CShim", exclude: ["zlib", "limits"],
+      publicHeadersPath: "include",
       cSettings: strictC, linkerSettings: [.linkedLibrary("numa")]),
     // gzip reading, from the system's zlib.
     .systemLibrary(
@@ -77,11 +78,26 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: strict),
+    .testTarget(name: "PMUnitsTests", dependencies: ["PMUnits"], swiftSettings: strict),
+    .testTarget(
+      name: "PMFramesTests",
+      dependencies: ["PMUnits", "PMArena", "PMFrames", "PMPageAllocator"], swiftSettings: strict),
+    .testTarget(name: "TidyTests", swiftSettings: strict),
     .testTarget(
       name: "PMArenaTests",
       dependencies: [
         "CPhysmemShim", "PMUnits", "PMArena",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: strict),
+    .testTarget(
+      name: "PMPageAllocatorTests",
+      dependencies: ["CPhysmemShim", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "PMReplayTests",
+      dependencies: ["CZlib", "PMUnits", "PMFrames", "PMPageAllocator", "PMReplay"],
+      resources: [.copy("Fixtures")], swiftSettings: strict),
+    .testTarget(
+      name: "CommandTests", dependencies: [.target(name: "physmem")], swiftSettings: strict),
   ]
 )

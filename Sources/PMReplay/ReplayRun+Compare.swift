@@ -23,27 +23,42 @@ extension ReplayRun {
   // MARK: operations
 
   func compare(
-    _ parsed: TraceOperationLine, _ got: TraceResult, _ scanner: inout TraceScanner
+    _ parsed: TraceOperationLine, _ got: TraceResult, _ trace: LoadedTrace,
+    _ scanner: inout TraceScanner
   ) throws(LineError) {
-    guard let machine else { return }
-    let after = machine.freePageCount
+    let after = trace.machine.freePageCount
     let delta = Int(after - free)
     free = after
     held -= Int64(delta)
-    if got != parsed.result || delta != parsed.delta {
-      let text = scanner.text(0..<min(scanner.bytes.count, 200))
-      lineText = text + (scanner.bytes.count > 200 ? "…" : "")
-    }
+    if got != parsed.result || delta != parsed.delta { noteLine(scanner) }
     let page = pageOfInterest(parsed, got)
-    check(
-      got == parsed.result, "result", expected: describe(parsed.result), got: describe(got),
-      near: page)
-    if case .bulk(_, let slots) = parsed.result { report.compared += slots.count }
+    compareResult(parsed.result, got, near: page)
     check(
       delta == parsed.delta, "change of free pages", expected: "\(parsed.delta)", got: "\(delta)",
       near: page)
-    guard let base = parsed.base else { return }
-    try compareCounts(machine, base, &scanner)
+    // After a mismatch the counts are another block's; it is reported, they are not.
+    guard !isStopped, let base = parsed.base else { return }
+    try compareCounts(parsed, base, trace, &scanner)
+  }
+
+  private func noteLine(_ scanner: TraceScanner) {
+    let text = scanner.text(0..<min(scanner.bytes.count, 200))
+    lineText = text + (scanner.bytes.count > 200 ? "…" : "")
+  }
+
+  private func compareResult(_ expected: TraceResult, _ got: TraceResult, near page: UInt32?) {
+    guard case .bulk(let returned, let slots) = expected, case .bulk(let ours, let pages) = got
+    else {
+      check(
+        got == expected, "result", expected: describe(expected), got: describe(got), near: page)
+      return
+    }
+    check(returned == ours, "returned number", expected: "\(returned)", got: "\(ours)")
+    for (index, slot) in slots.enumerated() {
+      check(
+        slot == pages[index], "element \(index)", expected: describe(slot),
+        got: describe(pages[index]), near: slot ?? pages[index])
+    }
   }
 
   private func pageOfInterest(_ parsed: TraceOperationLine, _ got: TraceResult) -> UInt32? {
@@ -58,17 +73,18 @@ extension ReplayRun {
     case .void: "void"
     case .flag(let value): value ? "1" : "0"
     case .page(let pfn): pfn.map { "\(PFN($0))" } ?? "NULL"
-    case .bulk(let returned, let slots):
-      "\(returned): "
-        + slots.map { slot in
-          slot.map { $0 == TraceResult.presetSlot ? "m" : "\(PFN($0))" } ?? "-"
-        }.joined(separator: ",")
+    case .bulk(let returned, _): "\(returned):"
     }
+  }
+
+  private func describe(_ slot: UInt32?) -> String {
+    slot.map { $0 == TraceResult.presetSlot ? "m" : "\(PFN($0))" } ?? "-"
   }
 
   /// `COUNT[h|t][bO][*N]`, separated by commas.
   private func compareCounts(
-    _ machine: Machine, _ base: UInt32, _ scanner: inout TraceScanner
+    _ parsed: TraceOperationLine, _ base: UInt32, _ trace: LoadedTrace,
+    _ scanner: inout TraceScanner
   ) throws(LineError) {
     var pfn = base
     let field = try scanner.field()
@@ -78,23 +94,59 @@ extension ReplayRun {
       var count: UInt32 = 1
       if let (front, repeats) = scanner.split(token, at: UInt8(ascii: "*")) {
         let number = try scanner.decimal(repeats)
-        guard (1...(1 << 20)).contains(number) else {
-          throw LineError("'\(scanner.text(token))': expected COUNT[h|t][bO][*N]")
+        guard (2...(1 << 20)).contains(number) else {
+          throw LineError("'\(scanner.shown(token))': expected COUNT[h|t][bO][*N], N from 2 on")
         }
         count = UInt32(number)
         body = front
       }
       let expected = try frame(scanner, body)
-      guard let limits, limits.contains(pfn, count) else {
-        throw LineError("PFN \(PFN(pfn)) is in no zone of the machine")
+      guard trace.limits.layout.contains(base, pfn - base + count) else {
+        throw LineError("the counts go to PFN \(PFN(pfn + count - 1)), which is not in the zone")
       }
-      for _ in 0..<count {
-        let got = FrameMarks(machine.frames, PFN(pfn))
-        if got != expected { lineText = scanner.text(0..<min(scanner.bytes.count, 200)) }
+      for frame in pfn..<(pfn + count) {
+        let got = FrameMarks(trace.machine.frames, PFN(frame))
+        if got != expected { noteLine(scanner) }
         check(
-          got == expected, "count of \(PFN(pfn))", expected: "\(expected)", got: "\(got)", near: pfn)
-        pfn += 1
+          got == expected, "count of \(PFN(frame))", expected: "\(expected)", got: "\(got)",
+          near: frame)
       }
+      pfn += count
+    }
+    if !isStopped { try checkBlock(parsed, base..<pfn, trace.machine) }
+  }
+
+  /// The counts are those of one block: that which was allocated or named, or, for an operation on a
+  /// page, that page alone or a block around it that was once allocated. A count that is missing
+  /// would not be compared.
+  private func checkBlock(
+    _ parsed: TraceOperationLine, _ frames: Range<UInt32>, _ machine: Machine
+  ) throws(LineError) {
+    let base = frames.lowerBound
+    let count = UInt32(frames.count)
+    if let expected = parsed.blockFrames {
+      var first = parsed.operation.pfn
+      if case .page(let pfn?) = parsed.result { first = pfn }
+      guard base == first, count == expected else {
+        throw LineError(
+          "\(count) counts from \(PFN(base)) on: expected \(expected) from \(PFN(first)) on")
+      }
+      let order = UInt16(expected.trailingZeroBitCount)
+      if case .page = parsed.result, count > 1 { blockOrders[base, default: 0] |= 1 << order }
+      return
+    }
+    let pfn = parsed.operation.pfn
+    var orders = blockOrders[base, default: 0] | 1
+    // The head of a compound page is logged with the whole of it. A machine that differs from the
+    // trace already cannot tell.
+    if base == pfn, report.mismatches == 0, machine.frames.isCompoundHead(PFN(pfn)) {
+      orders = 1 << UInt16(machine.frames.compoundOrder(PFN(pfn)))
+    }
+    guard frames.contains(pfn), count.nonzeroBitCount == 1, count <= 1024,
+      orders >> UInt16(count.trailingZeroBitCount) & 1 == 1, Int(count) >= parsed.delta
+    else {
+      throw LineError(
+        "\(count) counts from \(PFN(base)) on: expected those of the block of the page")
     }
   }
 
@@ -117,137 +169,6 @@ extension ReplayRun {
     marks.count = value
     return marks
   }
-
-  // MARK: checkpoints
-
-  /// Between operations only whole groups of checkpoint lines may stand.
-  func checkCheckpointComplete() throws(TraceError) {
-    guard checkpointZone == 0 else {
-      throw malformed("the checkpoint after \(done) operations lacks zones")
-    }
-  }
-
-  func takeCheckpoint(_ machine: Machine, _ scanner: inout TraceScanner) throws(LineError) {
-    let number = try scanner.decimal(scanner.field())
-    guard number == done else {
-      throw LineError("ck \(number): \(done) operations stand before")
-    }
-    let id = try TraceStateParser.zoneID(scanner, scanner.field())
-    guard checkpointZone < machine.zoneIDs.count, machine.zoneIDs[checkpointZone] == id else {
-      throw LineError("ck \(number) of zone \(id) is out of order")
-    }
-    let zone = checkpointZone
-    checkpointZone += 1
-    if checkpointZone == machine.zoneIDs.count {
-      checkpointZone = 0
-      lastCheckpoint = done
-      report.checkpoints += 1
-    }
-    let ours = machine.zoneState(zone, withMap: false)
-    let pageset = ours.pagesets[0]
-    lineText = scanner.text(0..<min(scanner.bytes.count, 160))
-    try compareField(&scanner, "free", ours.free, zone)
-    try compareField(&scanner, "diff", Int64(pageset.statDiff), zone)
-    try compareField(&scanner, "pcp", Int64(pageset.count), zone)
-    try compareField(&scanner, "ff", Int64(pageset.freeFactor), zone)
-    try compareField(&scanner, "boost", ours.boost, zone)
-    try compareField(&scanner, "highatomic", ours.highatomic, zone)
-    try compareField(&scanner, "flags", Int64(ours.flags), zone)
-    try compareLengths(&scanner, ours, zone)
-    try compareHash(&scanner, "fh", StateHash.freeLists(ours), zone)
-    try compareHash(&scanner, "ph", StateHash.perCPULists(pageset), zone)
-    try compareHash(&scanner, "bh", StateHash.pageblocks(ours), zone)
-    try scanner.expectEnd()
-  }
-
-  private func compareField(
-    _ scanner: inout TraceScanner, _ key: StaticString, _ got: Int64, _ zone: Int
-  ) throws(LineError) {
-    let expected = Int64(try scanner.decimal(key))
-    check(
-      expected == got, "checkpoint, zone \(name(zone)), \(key)", expected: "\(expected)",
-      got: "\(got)", zone: zone)
-  }
-
-  private func compareHash(
-    _ scanner: inout TraceScanner, _ key: StaticString, _ got: UInt64, _ zone: Int
-  ) throws(LineError) {
-    let expected = try scanner.hexadecimal(scanner.value(key))
-    check(
-      expected == got, "checkpoint, zone \(name(zone)), \(key)",
-      expected: String(expected, radix: 16), got: String(got, radix: 16), zone: zone)
-  }
-
-  private func compareLengths(
-    _ scanner: inout TraceScanner, _ ours: MachineState.Zone, _ zone: Int
-  ) throws(LineError) {
-    let groups = scanner.parts(try scanner.value("nf"), separator: UInt8(ascii: ";"))
-    guard groups.count == 5 else { throw LineError("nf= has \(groups.count) groups: expected 5") }
-    for (type, group) in groups.enumerated() {
-      let lengths = scanner.parts(group, separator: UInt8(ascii: ","))
-      guard lengths.count == 11 else {
-        throw LineError("nf= has \(lengths.count) lengths in a group: expected 11")
-      }
-      for (order, length) in lengths.enumerated() {
-        let expected = try scanner.decimal(length)
-        let got = ours.freeLists[order * 5 + type].count
-        check(
-          expected == got, "checkpoint, zone \(name(zone)), blocks of order \(order) type \(type)",
-          expected: "\(expected)", got: "\(got)", zone: zone)
-      }
-    }
-  }
-
-  func name(_ zone: Int) -> String { machine.map { "\($0.zoneIDs[zone])" } ?? "\(zone)" }
-
-  // MARK: what is held at the end
-
-  func takeHeld(_ machine: Machine, _ scanner: inout TraceScanner) throws(LineError) {
-    let pfn = try scanner.pfn("pfn")
-    let order = try scanner.decimal("order", 0...Order.max)
-    let kind = scanner.text(try scanner.value("kind"))
-    let references = try scanner.decimal("xref", 0...Int(Int32.max))
-    let extra = UInt64(try scanner.decimal("aux", 0...Int.max))
-    try scanner.expectEnd()
-    guard ["nc", "comp", "folio", "exact", "holed", "leak"].contains(kind) else {
-      throw LineError("kind=\(kind): expected nc, comp, folio, exact, holed or leak")
-    }
-    guard let limits, limits.contains(pfn, 1 << UInt32(order)) else {
-      throw LineError("PFN \(PFN(pfn)) is in no zone of the machine")
-    }
-    lineText = "held pfn=\(PFN(pfn)) order=\(order) kind=\(kind) xref=\(references) aux=\(extra)"
-    let frames: Int
-    switch kind {
-    case "exact": frames = Int((extra + 4095) >> 12)
-    default: frames = 1 << order
-    }
-    for offset in 0..<frames {
-      if kind == "holed", offset < 64, extra >> UInt64(offset) & 1 == 0 { continue }
-      let frame = pfn + UInt32(offset)
-      check(
-        !listed.contains(frame), "held page \(PFN(frame))", expected: "in use", got: "on a list",
-        near: frame)
-      guard kind != "leak", kind != "holed" else { continue }
-      var expected = FrameMarks()
-      let isCompound = order > 0 && (kind == "comp" || kind == "folio")
-      expected.count =
-        offset == 0 ? Int32(1 + references) : kind == "exact" ? 1 : 0
-      expected.isHead = isCompound && offset == 0
-      expected.isTail = isCompound && offset > 0
-      let got = FrameMarks(machine.frames, PFN(frame))
-      check(
-        got == expected, "held page \(PFN(frame))", expected: "\(expected)", got: "\(got)",
-        near: frame)
-    }
-  }
-
-  /// All pages on lists, at the end.
-  private var listed: ListedFrames {
-    if let known = listedFrames { return known }
-    let frames = ListedFrames(machine?.state(withMaps: false).zones ?? [])
-    listedFrames = frames
-    return frames
-  }
 }
 
 /// Count and marks of a frame, as an operation line prints them.
@@ -268,36 +189,5 @@ struct FrameMarks: Equatable, CustomStringConvertible {
 
   var description: String {
     "\(count)\(isHead ? "h" : "")\(isTail ? "t" : "")\(buddyOrder.map { "b\($0)" } ?? "")"
-  }
-}
-
-/// The frames on buddy and per-CPU lists, as one bit each.
-struct ListedFrames {
-  private var words: [UInt64] = []
-
-  init(_ zones: [MachineState.Zone]) {
-    for zone in zones {
-      for (slot, blocks) in zone.freeLists.enumerated() {
-        for pfn in blocks { insert(pfn, 1 << UInt32(slot / 5)) }
-      }
-      for pageset in zone.pagesets {
-        for (slot, blocks) in pageset.lists.enumerated() {
-          for block in blocks { insert(block.pfn, 1 << UInt32(slot < 12 ? slot / 3 : 9)) }
-        }
-      }
-    }
-  }
-
-  private mutating func insert(_ pfn: UInt32, _ count: UInt32) {
-    let last = Int(pfn + count - 1) >> 6
-    if last >= words.count {
-      words.append(contentsOf: repeatElement(0, count: last + 1 - words.count))
-    }
-    for frame in pfn..<(pfn + count) { words[Int(frame >> 6)] |= 1 << UInt64(frame & 63) }
-  }
-
-  func contains(_ pfn: UInt32) -> Bool {
-    let word = Int(pfn >> 6)
-    return word < words.count && words[word] >> UInt64(pfn & 63) & 1 == 1
   }
 }

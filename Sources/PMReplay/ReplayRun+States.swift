@@ -4,8 +4,7 @@ internal import PMUnits
 
 extension ReplayRun {
   /// Compares a whole state, list by list.
-  func compare(_ expected: TraceState) {
-    guard let machine else { return }
+  func compare(_ expected: TraceState, _ machine: Machine) {
     report.states += 1
     let ours = machine.state(withMaps: expected.hasMap)
     let label = "state \(expected.label.rawValue)"
@@ -93,7 +92,8 @@ extension ReplayRun {
       check(true, what, expected: "", got: "")
       return
     }
-    let position = zip(expected, ours).enumerated().first { $1.0 != $1.1 }?.offset
+    let position =
+      zip(expected, ours).enumerated().first { $1.0 != $1.1 }?.offset
       ?? min(expected.count, ours.count)
     func around(_ list: [Element]) -> String {
       let window = list[max(0, position - 2)..<min(list.count, position + 6)]
@@ -126,7 +126,7 @@ extension ReplayRun {
 
   /// Our lists around a page, or of a zone: what one looks at first.
   func context(near pfn: UInt32?, zone named: Int?) -> [String] {
-    guard let machine else { return [] }
+    guard let machine = trace?.machine else { return [] }
     var lines: [String] = []
     var zone = named
     if let pfn, Int(pfn) < machine.frames.frameCount {
@@ -142,7 +142,8 @@ extension ReplayRun {
       let blocks = state.freeLists[slot]
       let names = blocks.prefix(8).map { " \(PFN($0))" }.joined()
       lines.append(
-        "  fl order=\(slot / 5) mt=\(slot % 5) n=\(blocks.count) :\(names)\(blocks.count > 8 ? " …" : "")")
+        "  fl order=\(slot / 5) mt=\(slot % 5) n=\(blocks.count) :\(names)\(blocks.count > 8 ? " …" : "")"
+      )
     }
     let pageset = state.pagesets[0]
     lines.append(

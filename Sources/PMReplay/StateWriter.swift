@@ -21,13 +21,12 @@ public struct StateWriter {
   ) {
     let hasMaps = state.zones.allSatisfy { $0.map != nil }
     lines.append("state \(label) op=\(operations) map=\(hasMaps ? 1 : 0)")
-    for (node, list) in state.zonelists.enumerated() {
+    for (index, node) in state.nodes.enumerated() {
+      let list = state.zonelists[index]
       for (kind, ids) in [("fallback", list.fallback), ("thisnode", list.thisNode)] {
         let names = ids.map { " \($0)" }.joined()
-        lines.append("zonelist node=\(node) kind=\(kind) :\(names)")
+        lines.append("zonelist node=\(index) kind=\(kind) :\(names)")
       }
-    }
-    for (index, node) in state.nodes.enumerated() {
       lines.append(
         "node \(index) start=\(PFN(node.start)) spanned=\(node.spanned) present=\(node.present) kswapd_order=\(node.kswapdOrder) kswapd_highest_zoneidx=\(node.kswapdHighestZone) kswapd_failures=\(node.kswapdFailures)"
       )

@@ -40,7 +40,7 @@ final class TraceLineReader {
   ) throws(TraceError) -> Result? {
     var scanned = start
     while true {
-      if let newline = buffer[scanned..<end].firstIndex(of: 10) {
+      if let newline = newline(from: scanned) {
         lineNumber += 1
         let range = start..<newline
         start = newline + 1
@@ -59,11 +59,38 @@ final class TraceLineReader {
     }
   }
 
+  private func newline(from position: Int) -> Int? {
+    buffer.withUnsafeBytes { bytes in
+      guard let base = bytes.baseAddress, let found = memchr(base + position, 10, end - position)
+      else { return nil }
+      return base.distance(to: found)
+    }
+  }
+
+  /// Lines are printable ASCII: whatever else is in a file, it is not a trace, or a damaged one.
+  private func check(_ bytes: UnsafeBufferPointer<UInt8>) throws(TraceError) {
+    var isText = true
+    for byte in bytes { isText = isText && byte >= 32 && byte < 127 }
+    guard !isText, let column = bytes.firstIndex(where: { $0 < 32 || $0 > 126 }) else { return }
+    let byte = String(bytes[column], radix: 16)
+    let message =
+      if lineNumber == 1 {
+        "the file is no trace: byte 0x\(byte) at column \(column + 1), expected 'physmem-trace 1'"
+      } else if bytes[column] == 13, column + 1 == bytes.count {
+        "the line ends in CR LF: expected LF alone"
+      } else {
+        "byte 0x\(byte) at column \(column + 1): expected printable ASCII"
+      }
+    throw .malformed(file: path, line: lineNumber, message: message)
+  }
+
   private func call<Result>(
     _ range: Range<Int>, _ body: (UnsafeBufferPointer<UInt8>) throws(TraceError) -> Result
   ) throws(TraceError) -> Result {
     try buffer.withUnsafeBufferPointer { bytes throws(TraceError) in
-      try body(UnsafeBufferPointer(rebasing: bytes[range]))
+      let line = UnsafeBufferPointer(rebasing: bytes[range])
+      try check(line)
+      return try body(line)
     }
   }
 

@@ -25,6 +25,12 @@ struct TraceScanner {
     String(decoding: bytes[range], as: UTF8.self)
   }
 
+  /// The text for a message: a foreign file's field may be as long as the file.
+  func shown(_ range: Range<Int>) -> String {
+    let cut = range.prefix(60)
+    return text(cut) + (cut.count < range.count ? "…" : "")
+  }
+
   func equals(_ range: Range<Int>, _ word: StaticString) -> Bool {
     guard range.count == word.utf8CodeUnitCount else { return false }
     for offset in 0..<range.count where bytes[range.lowerBound + offset] != word.utf8Start[offset] {
@@ -37,7 +43,7 @@ struct TraceScanner {
   mutating func expect(_ word: StaticString) throws(LineError) {
     let range = try field()
     guard equals(range, word) else {
-      throw LineError("found '\(text(range))': expected '\(word)'")
+      throw LineError("found '\(shown(range))': expected '\(word)'")
     }
   }
 
@@ -47,7 +53,7 @@ struct TraceScanner {
     let length = key.utf8CodeUnitCount
     guard range.count > length, bytes[range.lowerBound + length] == UInt8(ascii: "="),
       equals(range.lowerBound..<(range.lowerBound + length), key)
-    else { throw LineError("found '\(text(range))': expected '\(key)='") }
+    else { throw LineError("found '\(shown(range))': expected '\(key)='") }
     return (range.lowerBound + length + 1)..<range.upperBound
   }
 
@@ -58,31 +64,42 @@ struct TraceScanner {
 
   // MARK: numbers
 
+  // Numbers are read as they are written: no leading zeros, so that every byte counts.
+
   func decimal(_ range: Range<Int>) throws(LineError) -> Int {
     var cursor = range.lowerBound
     let isNegative = cursor < range.upperBound && bytes[cursor] == UInt8(ascii: "-")
     if isNegative { cursor += 1 }
-    guard cursor < range.upperBound, range.upperBound - cursor <= 18 else { throw bad(range, "decimal") }
+    let digits = range.upperBound - cursor
+    guard digits > 0 else { throw bad(range, "a decimal number") }
+    guard digits <= 18 else { throw bad(range, "a decimal number of at most 18 digits") }
+    if bytes[cursor] == 48, digits > 1 || isNegative {
+      throw bad(range, "a decimal number without leading zeros")
+    }
     var value = 0
     while cursor < range.upperBound {
       let digit = bytes[cursor] &- 48
-      guard digit < 10 else { throw bad(range, "decimal") }
-      value = value * 10 + Int(digit)
+      guard digit < 10 else { throw bad(range, "a decimal number") }
+      value = value &* 10 &+ Int(digit)
       cursor += 1
     }
     return isNegative ? -value : value
   }
 
   func hexadecimal(_ range: Range<Int>) throws(LineError) -> UInt64 {
-    guard !range.isEmpty, range.count <= 16 else { throw bad(range, "hexadecimal") }
+    guard !range.isEmpty else { throw bad(range, "a hexadecimal number") }
+    guard range.count <= 16 else { throw bad(range, "a hexadecimal number of at most 16 digits") }
+    if bytes[range.lowerBound] == 48, range.count > 1 {
+      throw bad(range, "a hexadecimal number without leading zeros")
+    }
     var value: UInt64 = 0
     for cursor in range {
       let byte = bytes[cursor]
       let digit: UInt8
       switch byte {
-      case 48...57: digit = byte - 48
-      case 97...102: digit = byte - 87
-      default: throw bad(range, "hexadecimal")
+      case 48...57: digit = byte &- 48
+      case 97...102: digit = byte &- 87
+      default: throw bad(range, "a hexadecimal number in lower case")
       }
       value = value << 4 | UInt64(digit)
     }
@@ -92,14 +109,14 @@ struct TraceScanner {
   func prefixedHexadecimal(_ range: Range<Int>) throws(LineError) -> UInt64 {
     guard range.count > 2, bytes[range.lowerBound] == 48,
       bytes[range.lowerBound + 1] == UInt8(ascii: "x")
-    else { throw bad(range, "hexadecimal with 0x") }
+    else { throw bad(range, "a hexadecimal number with 0x") }
     return try hexadecimal((range.lowerBound + 2)..<range.upperBound)
   }
 
   func pfn(_ range: Range<Int>) throws(LineError) -> UInt32 {
     let value = try hexadecimal(range)
     guard value <= 0x7fff_ffff else {
-      throw LineError("PFN \(text(range)): expected at most 7fffffff")
+      throw LineError("PFN \(shown(range)): expected at most 7fffffff")
     }
     return UInt32(value)
   }
@@ -114,7 +131,7 @@ struct TraceScanner {
     let value = try decimal(range)
     guard limits.contains(value) else {
       throw LineError(
-        "\(key)=\(text(range)): expected \(limits.lowerBound) to \(limits.upperBound)")
+        "\(key)=\(shown(range)): expected \(limits.lowerBound) to \(limits.upperBound)")
     }
     return value
   }
@@ -122,19 +139,31 @@ struct TraceScanner {
   mutating func pfn(_ key: StaticString) throws(LineError) -> UInt32 { try pfn(value(key)) }
 
   private func bad(_ range: Range<Int>, _ kind: String) -> LineError {
-    LineError("found '\(text(range))': expected a \(kind) number")
+    LineError("found '\(shown(range))': expected \(kind)")
   }
 
-  /// The parts of a range between separators.
-  func parts(_ range: Range<Int>, separator: UInt8) -> [Range<Int>] {
-    var parts: [Range<Int>] = []
-    var start = range.lowerBound
-    for cursor in range where bytes[cursor] == separator {
-      parts.append(start..<cursor)
-      start = cursor + 1
+  // MARK: parts
+
+  /// The parts of a range between separators, one after the other and without an array.
+  struct Parts: Sequence, IteratorProtocol {
+    let bytes: UnsafeBufferPointer<UInt8>
+    let separator: UInt8
+    /// What is left; nil after the last part, which may be empty.
+    var rest: Range<Int>?
+
+    mutating func next() -> Range<Int>? {
+      guard let range = rest else { return nil }
+      for cursor in range where bytes[cursor] == separator {
+        rest = (cursor + 1)..<range.upperBound
+        return range.lowerBound..<cursor
+      }
+      rest = nil
+      return range
     }
-    parts.append(start..<range.upperBound)
-    return parts
+  }
+
+  func parts(_ range: Range<Int>, separator: UInt8) -> Parts {
+    Parts(bytes: bytes, separator: separator, rest: range)
   }
 
   /// Splits at the first separator; nil where there is none.

@@ -70,7 +70,9 @@ struct Replay: ParsableCommand {
       "\(report.file): \(report.operations) operations, \(report.checkpoints) checkpoints, \(report.states) states, \(report.compared) values compared, \(report.mismatches) mismatches, \(report.findings) findings\(speed)"
     )
     if let mismatch = report.firstMismatch {
-      Output.line("  first mismatch at operation \(mismatch.operation), line \(mismatch.line): \(mismatch.what)")
+      Output.line(
+        "  first mismatch at operation \(mismatch.operation), line \(mismatch.line): \(mismatch.what)"
+      )
       Output.line("    trace:    \(mismatch.text)")
       Output.line("    expected: \(mismatch.expected)")
       Output.line("    got:      \(mismatch.got)")
@@ -86,7 +88,7 @@ struct ReplayJSON: Encodable {
     var report: ReplayReport
 
     enum Key: String, CodingKey {
-      case file, ops, checkpoints, states, compared, mismatches, findings, seconds
+      case file, ops, checkpoints, states, compared, mismatches, seconds
       case firstMismatch = "first_mismatch"
       case operationsPerSecond = "ops_per_second"
     }
@@ -99,7 +101,6 @@ struct ReplayJSON: Encodable {
       try container.encode(report.states, forKey: .states)
       try container.encode(report.compared, forKey: .compared)
       try container.encode(report.mismatches, forKey: .mismatches)
-      try container.encode(report.findings, forKey: .findings)
       try container.encode(report.seconds, forKey: .seconds)
       try container.encode(report.operationsPerSecond, forKey: .operationsPerSecond)
       if let mismatch = report.firstMismatch {
