@@ -54,7 +54,7 @@ test-thread: setup
 test-address: setup
 	PHYSMEM_STEPS=20000 ASAN_OPTIONS=detect_leaks=1 $(SWIFT) test --scratch-path .build-address \
 	  --sanitize=address --disable-xctest \
-	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMReplayTests'
+	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests'
 
 format:
 	$(SWIFT) format --in-place --recursive $(SOURCES)
