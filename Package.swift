@@ -28,7 +28,6 @@ let package = Package(
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
-    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
   ],
   targets: [
     // System calls, atomics with the memory order in the name, layouts.
@@ -76,7 +75,6 @@ let package = Package(
       dependencies: [
         "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMReplay", "PMBench",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
-        .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: strict),
     .testTarget(name: "PMUnitsTests", dependencies: ["PMUnits"], swiftSettings: strict),
     .testTarget(

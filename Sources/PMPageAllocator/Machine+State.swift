@@ -181,11 +181,12 @@ extension Machine {
 }
 
 extension Core {
-  /// The blocks of a list, front first.
+  /// The blocks of a list, front first. A list that a misuse tied into a ring ends after as many
+  /// blocks as there are frames.
   func blocks(on head: UInt32) -> [UInt32] {
     var blocks: [UInt32] = []
     var index = next(head)
-    while index != head, Int32(bitPattern: index) >= 0 {
+    while index != head, Int32(bitPattern: index) >= 0, blocks.count < frameLimit {
       blocks.append(index)
       index = next(index)
     }
