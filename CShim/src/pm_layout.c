@@ -16,11 +16,13 @@
 
 void pm_lock_contended(uint32_t *lock) {
   for (;;) {
-    for (int spins = 0; spins < 512; spins++) {
+    for (int spins = 0; spins < 64; spins++) {
+      // Not too eager: two CPUs that refill at the same moment go on in step, each one's prefetcher
+      // ahead in the lines that the other writes; the loser of this round falls out of step.
+      for (int wait = 0; wait < 16; wait++) __builtin_ia32_pause();
       if (__atomic_load_n(lock, __ATOMIC_RELAXED) == 0 &&
           __atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE) == 0)
         return;
-      __builtin_ia32_pause();
     }
     sched_yield();
   }
