@@ -9,7 +9,10 @@ final class BenchmarkCPU {
 
   init(_ machine: Machine, _ index: Int = 0, capacity: Int = 0) throws {
     cpu = try machine.claimCPU(index)
-    pages = .allocate(capacity: max(capacity, 1))
+    // On pages of its own: no line is shared with what another thread's list starts or ends on.
+    let bytes = (max(capacity, 1) * MemoryLayout<PFN>.stride + 4095) & ~4095
+    let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: bytes, alignment: 4096)
+    pages = memory.bindMemory(to: PFN.self)
     pages.initialize(repeating: PFN(0))
   }
 
