@@ -76,12 +76,9 @@ typedef struct pm_pageset {
   int32_t stat_threshold;
   int32_t list_base;
   uint32_t zone;
-  uint64_t pgalloc;
-  uint64_t pgfree;
   // Where the next freed single frame is noted, see Core.hints.
   uint32_t hint_top;
-  uint32_t reserved0;
-  uint64_t reserved1;
+  uint32_t reserved0[7];
 } pm_pageset;
 
 /// A node's wake-up targets for kswapd. Mirrors `kswapd_order`, `kswapd_highest_zoneidx`.

@@ -69,7 +69,6 @@ extension Core {
       addFreePages(zone, pageset, -(1 << Int32(order)))
       pm_lock_release(&zone.pointee.lock)
       if isCleanForAllocation(index, order: order, moment: .allocation) {
-        pageset.pointee.pgalloc &+= 1 << UInt64(order)
         return index
       }
     }
@@ -143,7 +142,6 @@ extension Core {
       start &+= 1 << order
     }
     pm_lock_release(&zone.pointee.lock)
-    pageset.pointee.pgfree &+= UInt64(frames.count)
   }
 
   /// Frees a block past the per-CPU lists, testing its first page too. Takes the lock. Mirrors
@@ -157,6 +155,5 @@ extension Core {
     freeBlock(
       zone, pageset, index, order: order, type: pageblockType(index), toTail: toTail)
     pm_lock_release(&zone.pointee.lock)
-    pageset.pointee.pgfree &+= 1 << UInt64(order)
   }
 }

@@ -33,9 +33,6 @@ extension Core {
     setPrevious(head, head)
   }
 
-  @inline(__always)
-  func isEmpty(_ head: UInt32) -> Bool { next(head) == head }
-
   /// Inserts at the end from which the allocator takes. Mirrors `list_add`.
   @inline(__always) @discardableResult
   func addFront(_ head: UInt32, _ index: UInt32) -> Bool {

@@ -34,7 +34,6 @@ extension Core {
     let count = pageset.pointee.count &- (1 << Int32(order))
     pageset.pointee.count = count
     if count == Core.refillDistance { fetchZone(zone, type: type) }
-    pageset.pointee.pgalloc &+= 1 << UInt64(order)
     return index
   }
 
@@ -238,7 +237,6 @@ extension Core {
     let slot = Core.perCPUIndex(order: order, type: listType)
     guard pushFront(UInt32(bitPattern: pageset.pointee.list_base) &+ slot, index) else { return }
     if order == 0 { noteFreed(zone, pageset, index) }
-    pageset.pointee.pgfree &+= 1 << UInt64(order)
     let count = pageset.pointee.count &+ (1 << Int32(order))
     pageset.pointee.count = count
     // High-order frees on a CPU that was freeing lately empty everything; a zone under reclaim
