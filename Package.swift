@@ -21,7 +21,11 @@ let package = Package(
   name: "physmem",
   products: [
     .library(
-      name: "Physmem", targets: ["PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMReplay"]),
+      name: "Physmem",
+      targets: [
+        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
+        "PMRealGuest", "PMReplay",
+      ]),
     .library(name: "PhysmemBench", targets: ["PMBench"]),
     .executable(name: "physmem", targets: ["physmem"]),
   ],
@@ -54,11 +58,35 @@ let package = Package(
     .target(
       name: "PMPageAllocator",
       dependencies: ["CPhysmemShim", "PMUnits", "PMArena", "PMFrames"], swiftSettings: strict),
+    // Frames seen from host processes: VMAs, page tables, faults, GUP, notifiers, drivers.
+    .target(
+      name: "PMHostMap",
+      dependencies: ["CPhysmemShim", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator"],
+      swiftSettings: strict),
+    // Frames seen from a guest, as KVM maps them: memslots, stage-2 tables, dirty logs, guests.
+    .target(
+      name: "PMGuestMap",
+      dependencies: [
+        "CPhysmemShim", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap",
+      ], swiftSettings: strict),
+    // A real guest of the real KVM on the machine's arena.
+    .target(
+      name: "PMRealGuest",
+      dependencies: [
+        "CPhysmemShim", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap",
+        "PMGuestMap",
+      ], swiftSettings: strict),
     // Traces of a real kernel: reading, performing, comparing.
     .target(
       name: "PMReplay",
       dependencies: ["CZlib", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator"],
       swiftSettings: strict),
+    // Tables of a real KVM's behaviour: reading, performing each row, comparing.
+    .target(
+      name: "PMConform",
+      dependencies: [
+        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
+      ], swiftSettings: strict),
     // The same work in plain C, for benchmarks.
     .target(
       name: "CPhysmemLimits", path: "CShim/limits", publicHeadersPath: "include",
@@ -67,13 +95,15 @@ let package = Package(
     .target(
       name: "PMBench",
       dependencies: [
-        "CPhysmemLimits", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMReplay",
+        "CPhysmemLimits", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap",
+        "PMGuestMap", "PMReplay",
       ], swiftSettings: strict),
     // The command.
     .executableTarget(
       name: "physmem",
       dependencies: [
-        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMReplay", "PMBench",
+        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
+        "PMRealGuest", "PMReplay", "PMConform", "PMBench",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: strict),
     .testTarget(name: "PMUnitsTests", dependencies: ["PMUnits"], swiftSettings: strict),
@@ -91,6 +121,25 @@ let package = Package(
       name: "PMPageAllocatorTests",
       dependencies: ["CPhysmemShim", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator"],
       swiftSettings: strict),
+    .testTarget(
+      name: "PMHostMapTests",
+      dependencies: ["PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "PMGuestMapTests",
+      dependencies: [
+        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
+      ], swiftSettings: strict),
+    .testTarget(
+      name: "PMRealGuestTests",
+      dependencies: [
+        "CPhysmemShim", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap",
+        "PMGuestMap", "PMRealGuest",
+      ], swiftSettings: strict),
+    .testTarget(
+      name: "PMConformTests",
+      dependencies: ["PMUnits", "PMPageAllocator", "PMHostMap", "PMGuestMap", "PMConform"],
+      resources: [.copy("Fixtures")], swiftSettings: strict),
     .testTarget(
       name: "PMReplayTests",
       dependencies: ["CZlib", "PMUnits", "PMFrames", "PMPageAllocator", "PMReplay"],
