@@ -100,6 +100,7 @@ extension CPU {
     good.reserveCapacity(frames.count)
     for index in frames {
       let zone = zone(of: index)
+      noteFree(index, order: 0)
       guard core.prepareFree(index, order: 0, testsFirst: false) else { continue }
       if core.cacheType(index) == Migratetype.isolate.rawValue {
         core.freeSpecial(
@@ -123,8 +124,10 @@ extension CPU {
     let state = core.state(head)
     if state & (FrameState.detail | FrameState.lru) != 0 { leaveLists(head) }
     if state & FrameState.head != 0 {
+      noteFree(head, order: UInt32(state & FrameState.orderMask))
       core.free(zone, head, order: UInt32(state & FrameState.orderMask))
     } else {
+      noteFree(head, order: 0)
       core.freePerCPU(zone, head, order: 0)
     }
   }

@@ -29,6 +29,9 @@ public struct CPU: ~Copyable, @unchecked Sendable {
   /// that has the race there; nil otherwise and by default. An explorer or a test runs the other
   /// side of the race in it.
   public var betweenPutAndHeadRead: ((PFN) -> Void)?
+  /// Called at every free of a block, before its pages are tested, with its first page, order and
+  /// count; nil by default. Mirrors the trace event `mm_page_free`.
+  public var pageFreeEvent: ((PFN, _ order: Int, _ refcount: Int32) -> Void)?
   private var lastSegment: UnsafeMutablePointer<pm_segment>
 
   init(machine: Machine, index: Int, node: Int, core: Core) {
@@ -123,6 +126,7 @@ public struct CPU: ~Copyable, @unchecked Sendable {
     pm_prefetch_write(core.link(index))
     let isHead = core.state(index) & FrameState.head != 0
     if pm_refcount_dec_and_test_seq_cst(core.counts + Int(index)) {
+      noteFree(index, order: width)
       core.free(zone, index, order: width)
     } else {
       freePieces(zone, index, order: width, wasHead: isHead)
@@ -160,7 +164,16 @@ public struct CPU: ~Copyable, @unchecked Sendable {
     var piece = order
     while piece > 0 {
       piece -= 1
+      noteFree(index + 1 << piece, order: piece)
       core.free(zone, index + 1 << piece, order: piece)
+    }
+  }
+
+  /// The trace event of a free.
+  @inline(__always)
+  func noteFree(_ index: UInt32, order: UInt32) {
+    if let pageFreeEvent {
+      pageFreeEvent(PFN(index), Int(order), pm_refcount_load_relaxed(core.counts + Int(index)))
     }
   }
 

@@ -140,6 +140,8 @@ extension Core {
   private func clearFlags(_ index: UInt32) {
     var own = details.takeUnretainedValue()[index]
     own.flags.subtract(.checkedAtPrep)
+    own.wholeMapcount = 0
+    own.pincount = 0
     setDetails(index, own)
     let cleared = FrameState.head | FrameState.lru | FrameState.reserved | FrameState.slab
     setState(index, state(index) & ~cleared | FrameState.touched)

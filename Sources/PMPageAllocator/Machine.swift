@@ -79,9 +79,9 @@ public final class Machine: @unchecked Sendable {
         sentinelCount: MachineRecords.listHeadCount(
           zones: shape.zones.count, cpus: shape.cpuNodes.count))
       records = try MachineRecords(shape: shape, segments: segments)
+      details = try PageDetailTable(frameCount: frameCount)
     } catch { throw .tables(error) }
     findings = FindingLog()
-    details = PageDetailTable()
     self.model = model
     self.shape = shape
     zoneIDs = shape.zones.map(\.id)
@@ -166,46 +166,6 @@ public final class Machine: @unchecked Sendable {
     core(cpu: 0).segment(containing: pfn.rawValue).map { zoneIDs[Int($0.pointee.zone)] }
   }
 
-  /// All flags of a page in the kernel's bits.
-  public func flags(of pfn: PFN) -> PageFlags {
-    _ = frames.refcount(pfn)
-    return core(cpu: 0).flags(pfn.rawValue)
-  }
-
-  /// Sets and clears flags of a page that the caller owns. `.head` cannot be changed: compound
-  /// allocation and freeing do that.
-  public func setFlags(of pfn: PFN, _ flags: PageFlags) {
-    _ = frames.refcount(pfn)
-    let core = core(cpu: 0)
-    let index = pfn.rawValue
-    var own = core.details.takeUnretainedValue()[index]
-    own.flags = flags.subtracting([.lru, .slab, .reserved, .head])
-    core.setDetails(index, own)
-    var state = core.state(index) & ~(FrameState.lru | FrameState.slab | FrameState.reserved)
-    if flags.contains(.lru) { state |= FrameState.lru }
-    if flags.contains(.slab) { state |= FrameState.slab }
-    if flags.contains(.reserved) { state |= FrameState.reserved }
-    core.setState(index, state | FrameState.touched)
-    core.markUnusual(index)
-  }
-
-  /// Map count, mapping and memory cgroup of a page; a clean page's where nothing was set.
-  public func details(of pfn: PFN) -> PageDetails {
-    _ = frames.refcount(pfn)
-    return details[pfn.rawValue]
-  }
-
-  /// Sets map count, mapping and memory cgroup of a page that the caller owns; flags are set by
-  /// ``setFlags(of:_:)`` and ignored here.
-  public func setDetails(of pfn: PFN, mapcount: Int32 = -1, mapping: UInt64 = 0, memcg: UInt64 = 0)
-  {
-    _ = frames.refcount(pfn)
-    let flags = details[pfn.rawValue].flags
-    core(cpu: 0).setDetails(
-      pfn.rawValue,
-      PageDetails(flags: flags, mapcount: mapcount, mapping: mapping, memcg: memcg))
-  }
-
   /// The migratetype of the pageblock that contains a frame.
   public func pageblockType(of pfn: PFN) -> Migratetype {
     _ = frames.refcount(pfn)
@@ -213,7 +173,9 @@ public final class Machine: @unchecked Sendable {
   }
 
   /// Bytes of address space for everything per frame: the frame table and the machine's records.
-  public var metadataByteCount: Int { frames.byteCount + records.byteCount }
+  public var metadataByteCount: Int {
+    frames.byteCount + records.byteCount + details.byteCount
+  }
 }
 
 /// A run of frames of one zone, as the machine is laid out.

@@ -1,5 +1,3 @@
-internal import Synchronization
-
 /// Page flags in the kernel's bits (Linux 6.1 on x86-64, configuration of the traces).
 public struct PageFlags: OptionSet, Hashable, Sendable {
   /// The kernel's low bits; zone, node and last-cpupid are not part of them.
@@ -29,6 +27,12 @@ public struct PageFlags: OptionSet, Hashable, Sendable {
   public static let writeback: PageFlags = PageFlags(rawValue: 1 << 15)
   /// `PG_head`. Set by a compound allocation only.
   public static let head: PageFlags = PageFlags(rawValue: 1 << 16)
+  /// `PG_workingset`.
+  public static let workingset: PageFlags = PageFlags(rawValue: 1 << 6)
+  /// `PG_anon_exclusive` (shares the bit of `PG_mappedtodisk`): this process alone maps the page.
+  public static let anonExclusive: PageFlags = PageFlags(rawValue: 1 << 17)
+  /// `PG_swapbacked`.
+  public static let swapbacked: PageFlags = PageFlags(rawValue: 1 << 19)
   /// `PG_unevictable`.
   public static let unevictable: PageFlags = PageFlags(rawValue: 1 << 20)
   /// `PG_mlocked`.
@@ -47,44 +51,35 @@ extension PageFlags: CustomStringConvertible {
   public var description: String { "0x" + String(rawValue, radix: 16) }
 }
 
-/// What few pages have: flags beyond those of the frame table, a map count, a mapping, a memory
-/// cgroup. Kept in a table by PFN, so that the other pages pay nothing for it.
+/// What few pages have: flags beyond those of the frame table, map counts, a mapping, a memory
+/// cgroup. Kept aside, so that the other pages pay nothing for it.
 public struct PageDetails: Hashable, Sendable {
   /// Flags without `lru`, `slab`, `reserved` and `head`, which the frame table holds.
   public var flags: PageFlags
-  /// `_mapcount`: -1 where the page is not mapped.
+  /// `_mapcount`: -1 where the page is not mapped by an entry of its own.
   public var mapcount: Int32
+  /// How often a compound page is mapped as a whole; of its head only.
+  public var wholeMapcount: Int32
+  /// Pins of a large folio (`_pincount`); of its head only.
+  public var pincount: Int32
   /// `mapping`: the low two bits are 1 or 3 for anonymous pages, 2 for driver-movable ones.
   public var mapping: UInt64
   /// `memcg_data`.
   public var memcg: UInt64
 
   /// The details of a clean page.
-  public init(flags: PageFlags = [], mapcount: Int32 = -1, mapping: UInt64 = 0, memcg: UInt64 = 0) {
+  public init(
+    flags: PageFlags = [], mapcount: Int32 = -1, mapping: UInt64 = 0, memcg: UInt64 = 0,
+    wholeMapcount: Int32 = 0, pincount: Int32 = 0
+  ) {
     self.flags = flags
     self.mapcount = mapcount
     self.mapping = mapping
     self.memcg = memcg
+    self.wholeMapcount = wholeMapcount
+    self.pincount = pincount
   }
 
   /// Whether nothing distinguishes them from a clean page's.
   public var isClean: Bool { self == PageDetails() }
-}
-
-/// The details of those pages that have any, by PFN. A lock of its own; it is taken last.
-final class PageDetailTable: Sendable {
-  private let entries = Mutex<[UInt32: PageDetails]>([:])
-
-  subscript(index: UInt32) -> PageDetails {
-    entries.withLock { $0[index] ?? PageDetails() }
-  }
-
-  func store(_ details: PageDetails, at index: UInt32) {
-    entries.withLock { $0[index] = details.isClean ? nil : details }
-  }
-
-  /// All entries, for snapshots.
-  var all: [UInt32: PageDetails] { entries.withLock { $0 } }
-
-  func replaceAll(_ details: [UInt32: PageDetails]) { entries.withLock { $0 = details } }
 }
