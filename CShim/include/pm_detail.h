@@ -22,6 +22,8 @@ typedef struct pm_detail {
   int32_t pinned;
   uint64_t mapping;
   uint64_t memcg;
+  /// `private`: the owner's word.
+  uint64_t owner_word;
 } pm_detail;
 
 /// Sets bits; returns the old word. Relaxed: flags order nothing. Mirrors `set_bit` on page flags.

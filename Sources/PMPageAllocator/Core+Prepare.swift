@@ -142,6 +142,7 @@ extension Core {
     own.flags.subtract(.checkedAtPrep)
     own.wholeMapcount = 0
     own.pincount = 0
+    own.private = 0
     setDetails(index, own)
     let cleared = FrameState.head | FrameState.lru | FrameState.reserved | FrameState.slab
     setState(index, state(index) & ~cleared | FrameState.touched)

@@ -91,7 +91,7 @@ public final class FindingLog: Sendable {
   /// Forgets all findings, and with them what was warned about once.
   public func removeAll() { entries.withLock { $0 = Entries() } }
 
-  func append(_ finding: Finding) {
+  package func append(_ finding: Finding) {
     entries.withLock { entries in
       entries.total += 1
       if case .listCorruption = finding { entries.isHalted = true }
@@ -99,7 +99,7 @@ public final class FindingLog: Sendable {
     }
   }
 
-  func warnOnce(_ what: String, pfn: PFN? = nil) {
+  package func warnOnce(_ what: String, pfn: PFN? = nil) {
     let isFirst = entries.withLock { $0.warned.insert(what).inserted }
     if isFirst { append(.warning(pfn: pfn, what: what)) }
   }

@@ -118,6 +118,12 @@ extension Machine {
     noted(pfn.rawValue).pointee.mapping = mapping
   }
 
+  /// Sets `private` of a page that the caller owns.
+  public func setPrivate(_ value: UInt64, of pfn: PFN) {
+    _ = frames.refcount(pfn)
+    noted(pfn.rawValue).pointee.owner_word = value
+  }
+
   /// `page_mapcount`: the page's own mappings, plus those of its compound page as a whole; 0 where
   /// it was never mapped.
   public func mapcount(of pfn: PFN) -> Int32 {

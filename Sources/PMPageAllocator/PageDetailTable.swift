@@ -85,7 +85,8 @@ final class PageDetailTable: @unchecked Sendable {
     return PageDetails(
       flags: PageFlags(rawValue: pm_flags_load_relaxed(&record.pointee.flags)),
       mapcount: record.pointee.mapped - 1, mapping: record.pointee.mapping,
-      memcg: record.pointee.memcg, wholeMapcount: record.pointee.mapped_whole,
+      memcg: record.pointee.memcg, private: record.pointee.owner_word,
+      wholeMapcount: record.pointee.mapped_whole,
       pincount: record.pointee.pinned)
   }
 
@@ -94,7 +95,7 @@ final class PageDetailTable: @unchecked Sendable {
     record(index).pointee = pm_detail(
       flags: details.flags.rawValue, mapped: details.mapcount + 1,
       mapped_whole: details.wholeMapcount, pinned: details.pincount, mapping: details.mapping,
-      memcg: details.memcg)
+      memcg: details.memcg, owner_word: details.private)
   }
 
   /// All entries, for snapshots.

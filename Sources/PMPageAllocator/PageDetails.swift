@@ -66,12 +66,15 @@ public struct PageDetails: Hashable, Sendable {
   public var mapping: UInt64
   /// `memcg_data`.
   public var memcg: UInt64
+  /// `private`: a word of the page's owner; a free resets it.
+  public var `private`: UInt64
 
   /// The details of a clean page.
   public init(
     flags: PageFlags = [], mapcount: Int32 = -1, mapping: UInt64 = 0, memcg: UInt64 = 0,
-    wholeMapcount: Int32 = 0, pincount: Int32 = 0
+    private: UInt64 = 0, wholeMapcount: Int32 = 0, pincount: Int32 = 0
   ) {
+    self.private = `private`
     self.flags = flags
     self.mapcount = mapcount
     self.mapping = mapping
