@@ -195,8 +195,12 @@ typedef enum __attribute__((enum_extensibility(closed))) pm_host_call : int {
   PM_HOST_CALL_MOVE_PAGES,
   PM_HOST_CALL_SETAFFINITY,
   PM_HOST_CALL_GETRLIMIT,
+  PM_HOST_CALL_MPROTECT,
+  // Every KVM ioctl but KVM_RUN.
+  PM_HOST_CALL_KVM_IOCTL,
+  PM_HOST_CALL_KVM_RUN,
 } pm_host_call;
-#define PM_HOST_CALL_COUNT (PM_HOST_CALL_GETRLIMIT + 1)
+#define PM_HOST_CALL_COUNT (PM_HOST_CALL_KVM_RUN + 1)
 
 /// Makes the `nth` (1 = the next) call of this kind fail with `error_number` instead of being made,
 /// once, if the calling thread makes it, or a thread that pm_host_prefault starts for it. Sets the

@@ -1,4 +1,5 @@
-// The host primitives on Linux: the only file that enters the system. See pm_host.h for contracts.
+// The host primitives on Linux. See pm_host.h for contracts. What enters the system here or in
+// pm_kvm_linux.c passes the seam of pm_seam.h.
 #include "pm_host.h"
 
 #include <errno.h>
@@ -13,6 +14,8 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
+
+#include "pm_seam.h"
 
 // The C library of the build machine may be older than the kernel.
 #ifndef MADV_POPULATE_WRITE
@@ -46,8 +49,7 @@ static pm_fault_state *pm_faults(void) {
   return pm_inherited_faults != NULL ? pm_inherited_faults : &pm_own_faults;
 }
 
-// Counts a call; returns 0, or the negated error that the call shall fail with.
-static int pm_host_fault(pm_host_call call) {
+int pm_host_fault(pm_host_call call) {
   pm_fault_state *state = pm_faults();
   unsigned of_all =
       atomic_fetch_add_explicit(&state->made[PM_HOST_CALL_ANY], 1, memory_order_relaxed) + 1;
@@ -58,21 +60,6 @@ static int pm_host_fault(pm_host_call call) {
   atomic_store_explicit(&state->fired, true, memory_order_relaxed);
   return -state->error_number;
 }
-
-// Makes a call that returns -1 with errno, through the seam and again after EINTR. Yields its
-// result or -errno.
-#define PM_SYSTEM_CALL(call, expression)         \
-  ({                                             \
-    intptr_t pm_result;                          \
-    do {                                         \
-      pm_result = pm_host_fault(call);           \
-      if (pm_result == 0) {                      \
-        pm_result = (intptr_t)(expression);      \
-        if (pm_result == -1) pm_result = -errno; \
-      }                                          \
-    } while (pm_result == -EINTR);               \
-    pm_result;                                   \
-  })
 
 void pm_host_fault_arm(pm_host_call call, unsigned nth, int error_number) {
   pm_own_faults = (pm_fault_state){.call = call, .nth = nth, .error_number = error_number};
@@ -98,12 +85,12 @@ int64_t pm_host_thread_live_mappings(void) { return pm_thread_live_mappings; }
 
 int64_t pm_host_thread_live_fds(void) { return pm_thread_live_fds; }
 
-static void pm_count_mappings(int64_t change) {
+void pm_count_mappings(int64_t change) {
   atomic_fetch_add_explicit(&pm_live_mappings, change, memory_order_relaxed);
   pm_thread_live_mappings += change;
 }
 
-static void pm_count_fds(int64_t change) {
+void pm_count_fds(int64_t change) {
   atomic_fetch_add_explicit(&pm_live_fds, change, memory_order_relaxed);
   pm_thread_live_fds += change;
 }

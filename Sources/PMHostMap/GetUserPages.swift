@@ -237,3 +237,33 @@ extension HostKernel {
   /// Whether a page belongs to the pool of huge pages.
   func isHugePageLocked(_ page: PFN) -> Bool { isHugePage(frames.compoundHead(of: page)) }
 }
+
+// For lookups that go on where GUP has given up.
+extension HostProcess {
+  /// Runs `body` with the area of an address (nil where there is none), under the mmap lock for reading.
+  package func withArea<Result>(at address: UInt64, _ body: (VMA?) -> Result) -> Result {
+    mmapLock.lockShared()
+    defer { mmapLock.unlock() }
+    return body(area(at: address))
+  }
+
+  /// Runs `body` with the present entry of an address and the frame behind the address, under the
+  /// page-table lock; nil where there is no entry, or one above `maxLevel`. Mirrors `follow_pte` (level 1)
+  /// and `follow_pfnmap_start` (level 3).
+  package func withEntry<Result>(
+    at address: UInt64, maxLevel: Int, _ body: (HostEntry, PFN) -> Result
+  ) -> Result? {
+    tableLock.lock()
+    defer { tableLock.unlock() }
+    guard let found = table.leaf(address), found.level <= maxLevel else { return nil }
+    return body(found.entry, PFN(found.pfn(at: address)))
+  }
+
+  /// The level of the leaf that maps an address: 1, 2 or 3; 1 where nothing does. Lock-free. Mirrors
+  /// `host_pfn_mapping_level`.
+  package func mappingLevel(at address: UInt64) -> Int {
+    table.beginLockFree()
+    defer { table.endLockFree() }
+    return table.leaf(address)?.level ?? 1
+  }
+}

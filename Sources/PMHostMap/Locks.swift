@@ -20,6 +20,10 @@ package final class HostMutex: @unchecked Sendable {
 
   package func unlock() { pthread_mutex_unlock(word) }
 
+  fileprivate func wait(_ condition: UnsafeMutablePointer<pthread_cond_t>) {
+    pthread_cond_wait(condition, word)
+  }
+
   package func withLock<Result>(_ body: () -> Result) -> Result {
     lock()
     defer { unlock() }
@@ -48,4 +52,27 @@ package final class ReadWriteLock: @unchecked Sendable {
   package func lockExclusive() { pthread_rwlock_wrlock(word) }
 
   package func unlock() { pthread_rwlock_unlock(word) }
+}
+
+/// A place to wait at until another thread has changed something under a ``HostMutex``.
+package final class HostCondition: @unchecked Sendable {
+  // Sendable: the word is a condition variable.
+  private let word: UnsafeMutablePointer<pthread_cond_t>
+
+  package init() {
+    word = .allocate(capacity: 1)
+    word.initialize(to: pthread_cond_t())
+    pthread_cond_init(word, nil)
+  }
+
+  deinit {
+    pthread_cond_destroy(word)
+    word.deallocate()
+  }
+
+  /// Lets go of the mutex, waits, and takes it again.
+  package func wait(_ mutex: HostMutex) { mutex.wait(word) }
+
+  /// Wakes all who wait.
+  package func broadcast() { pthread_cond_broadcast(word) }
 }

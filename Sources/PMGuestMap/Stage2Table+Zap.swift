@@ -1,0 +1,140 @@
+public import CPhysmemShim
+public import PMUnits
+
+// Taking leaves away. What a zap visits is what the caller has to act on: page marks by the old
+// entry, then a flush of the translation caches, and only then may a page be freed (spec order:
+// entry non-present, marks, flush, notifier returns).
+
+extension Stage2Table {
+  /// Drops the leaf that maps a frame, whatever its level, and returns it with its level; nil where
+  /// there is none. The hot path of an unmap in order.
+  ///
+  /// Exclusive. The old entry is exchanged out, so that what a fast page fault or an accessed bit
+  /// added to it at the last moment is in it. Mirrors `tdp_mmu_zap_leafs` for one frame, Linux 6.1.
+  @inlinable @inline(__always)
+  public func unmap(_ gfn: GFN, _ cursor: inout Stage2Cursor) -> (spte: SPTE, level: Int)? {
+    guard isHit(cursor, gfn) else { return unmapSlowly(gfn, &cursor) }
+    let slot = cursor.table + Int(truncatingIfNeeded: gfn.rawValue & 511)
+    let old = SPTE(rawValue: pm_spte_exchange_seq_cst(slot, 0))
+    guard old.isPresent else { return nil }
+    pm_stage2_count_dec_relaxed(counter(slot, level: 1))
+    return (old, 1)
+  }
+
+  /// The same without a cursor.
+  @inlinable
+  public func unmap(_ gfn: GFN) -> (spte: SPTE, level: Int)? {
+    var cursor = Stage2Cursor()
+    return unmapSlowly(gfn, &cursor)
+  }
+
+  @usableFromInline @inline(never)
+  func unmapSlowly(_ gfn: GFN, _ cursor: inout Stage2Cursor) -> (spte: SPTE, level: Int)? {
+    guard gfn.rawValue < frameLimit else { return nil }
+    let generation = pm_stage2_generation_load_acquire(control)
+    let (slot, _, level) = lowestEntry(gfn.rawValue)
+    if level == 1 {
+      let table = slot - index(gfn.rawValue, 1)
+      cursor = Stage2Cursor(tag: gfn.rawValue >> 9, generation: generation, table: table)
+    }
+    let old = SPTE(rawValue: pm_spte_exchange_seq_cst(slot, 0))
+    guard old.isPresent else { return nil }
+    pm_stage2_count_dec_relaxed(counter(slot, level: level))
+    return (old, level)
+  }
+
+  /// Drops all leaves that intersect a range and returns how many; huge leaves go whole. Exclusive.
+  @discardableResult
+  public func unmapRange(_ range: Range<GFN>) -> Int {
+    var dropped = 0
+    unmapRange(range) { _, _, _ in dropped += 1 }
+    return dropped
+  }
+
+  /// Drops all leaves that intersect a range, in order, and visits each with its first frame, its
+  /// level and the old entry; huge leaves go whole. Tables stay. Exclusive.
+  @inlinable
+  public func unmapRange(
+    _ range: Range<GFN>, _ visit: (_ gfn: GFN, _ level: Int, _ old: SPTE) -> Void
+  ) {
+    zapRange(range, atMost: .max, visit)
+  }
+
+  /// Drops the leaves that intersect a range until `limit` entries are dropped, and returns the
+  /// first frame that is not done yet: the end of the range (or of the last huge leaf) when all is.
+  ///
+  /// For zaps that give up the lock now and then: the caller drops and takes it again and goes on
+  /// with the frame that was returned. Exclusive. Mirrors `tdp_mmu_zap_leafs` with `can_yield` and
+  /// `kvm_tdp_mmu_zap_leafs`, Linux 6.1.
+  @inlinable @discardableResult
+  public func zapRange(
+    _ range: Range<GFN>, atMost limit: Int,
+    _ visit: (_ gfn: GFN, _ level: Int, _ old: SPTE) -> Void
+  ) -> GFN {
+    precondition(limit > 0, "a zap of at most \(limit) entries never ends")
+    var left = limit
+    // Counted at the end, in whichever line: only the sums mean anything.
+    var small: Int64 = 0
+    var medium: Int64 = 0
+    var large: Int64 = 0
+    let next = walk(range) { gfn, level, slot, _ in
+      if left == 0 { return false }
+      left &-= 1
+      let old = SPTE(rawValue: pm_spte_exchange_seq_cst(slot, 0))
+      if old.isPresent {
+        if level == 1 { small &-= 1 } else if level == 2 { medium &-= 1 } else { large &-= 1 }
+        visit(GFN(gfn), level, old)
+      }
+      return true
+    }
+    pm_stage2_count_add_relaxed(counter(root, level: 1), small)
+    if medium != 0 { pm_stage2_count_add_relaxed(counter(root, level: 2), medium) }
+    if large != 0 { pm_stage2_count_add_relaxed(counter(root, level: 3), large) }
+    return GFN(next)
+  }
+
+  /// Drops everything: takes every table below the root out of the tree and visits its leaves.
+  ///
+  /// Exclusive. The tables are detached (see ``reclaimDetachedTables(upTo:)``). Mirrors
+  /// `tdp_mmu_zap_root`, Linux 6.1.
+  @inlinable
+  public func zapAll(_ visit: (_ gfn: GFN, _ level: Int, _ old: SPTE) -> Void) {
+    for place in 0..<512 {
+      let entry = SPTE(rawValue: pm_spte_load_acquire(root + place))
+      guard entry.isTable else { continue }
+      pm_spte_store_release(root + place, 0)
+      pm_stage2_generation_renew(control)
+      let first = UInt64(place) << UInt64(9 * (levels - 1))
+      drain(pm_spte_table(entry.rawValue), level: levels - 1, first: first, visit)
+    }
+  }
+
+  /// Drops everything without looking. Exclusive.
+  public func zapAll() { zapAll { _, _, _ in } }
+
+  /// Empties a table that is no longer in the tree and all below it, visits the leaves, and
+  /// detaches the tables. Every entry is left frozen: whoever is still on the way into the table
+  /// with an install finds that and starts again. Mirrors `handle_removed_pt`, Linux 6.1.
+  @inlinable
+  func drain(
+    _ table: UnsafeMutablePointer<UInt64>, level: Int, first: UInt64,
+    _ visit: (_ gfn: GFN, _ level: Int, _ old: SPTE) -> Void
+  ) {
+    let frames = UInt64(SPTE.frames(level: level))
+    var dropped: Int64 = 0
+    for place in 0..<512 {
+      let old = SPTE(
+        rawValue: pm_spte_exchange_seq_cst(table + place, SPTE.frozen.rawValue))
+      guard old.isPresent else { continue }
+      let gfn = first + UInt64(place) * frames
+      if level > 1, !old.isLarge {
+        drain(pm_spte_table(old.rawValue), level: level - 1, first: gfn, visit)
+      } else {
+        dropped += 1
+        visit(GFN(gfn), level, old)
+      }
+    }
+    if dropped != 0 { pm_stage2_count_add_relaxed(counter(table, level: level), -dropped) }
+    pool.detach(table)
+  }
+}

@@ -1,0 +1,130 @@
+internal import CPhysmemShim
+public import PMHostMap
+public import PMPageAllocator
+internal import PMUnits
+
+// The MMU notifier of a VM: what keeps guest translations in step with the process's page table.
+extension VirtualMachine: MMUNotifier {
+  /// Drops the translations of a range of user addresses, in all slots that show it, and keeps new ones
+  /// out until the end. Mirrors `kvm_mmu_notifier_invalidate_range_start`.
+  public func invalidateRangeStart(_ range: Range<UInt64>, on cpu: inout CPU) {
+    let caches = notifierLock.withLock {
+      activeInvalidations += 1
+      return pfnCaches
+    }
+    for cache in caches { cache.invalidate(range) }
+    readers.lockShared()
+    defer { readers.unlock() }
+    let hits = parts(of: range)
+    guard !hits.isEmpty else { return }
+    mmuLock.lockExclusive()
+    invalidationsInProgress += 1
+    record(range, hits)
+    var dropped = false
+    if !omitsZaps {
+      for (slot, gfns) in hits {
+        tables[slot.addressSpace].unmapRange(gfns) { gfn, level, old in
+          dropped = true
+          step(
+            "notifier: the level \(level) entry of gfn \(gfn) goes, frame \(old.pfn)")
+          markDropped(old, on: &cpu)
+        }
+      }
+    }
+    if dropped { gate.requestFlush() }
+    mmuLock.unlock()
+  }
+
+  /// Ends an invalidation: faults that looked at the page table before have to start again. Mirrors
+  /// `kvm_mmu_notifier_invalidate_range_end`.
+  public func invalidateRangeEnd(_ range: Range<UInt64>, on cpu: inout CPU) {
+    readers.lockShared()
+    if !parts(of: range).isEmpty {
+      mmuLock.lockExclusive()
+      // The sequence first: who sees no invalidation in progress must see that there was one.
+      _ = pm_counter_add_seq_cst(counters, 1)
+      invalidationsInProgress -= 1
+      precondition(invalidationsInProgress >= 0, "an invalidation ended that never began")
+      mmuLock.unlock()
+    }
+    readers.unlock()
+    notifierLock.withLock {
+      activeInvalidations -= 1
+      if activeInvalidations == 0 { notifierIdle.broadcast() }
+    }
+  }
+
+  /// The slots that show a range of user addresses, with the guest frames, in all address spaces.
+  private func parts(of range: Range<UInt64>) -> [(slot: Memslot, gfns: Range<GFN>)] {
+    var found: [(slot: Memslot, gfns: Range<GFN>)] = []
+    for space in slots.spaces {
+      space.forEachSlot(inHVAs: range) { slot, gfns in found.append((slot, gfns)) }
+    }
+    return found
+  }
+
+  /// Remembers what is being invalidated, widened to one range while several are. Under `mmuLock`.
+  private func record(_ range: Range<UInt64>, _ hits: [(slot: Memslot, gfns: Range<GFN>)]) {
+    if invalidationsInProgress == 1 { invalidRange = nil }
+    if recordsGuestFrames {
+      for (_, gfns) in hits {
+        widen(gfns.lowerBound.rawValue..<gfns.upperBound.rawValue)
+      }
+    } else {
+      widen(range)
+    }
+  }
+
+  private func widen(_ range: Range<UInt64>) {
+    guard let old = invalidRange else {
+      invalidRange = range
+      return
+    }
+    invalidRange =
+      min(old.lowerBound, range.lowerBound)..<max(old.upperBound, range.upperBound)
+  }
+
+  /// Whether a fault that took its snapshot at `sequence` must start again. Under `mmuLock`. Mirrors
+  /// `mmu_invalidate_retry_hva` (6.1) and `mmu_invalidate_retry_gfn` (6.8).
+  func mustRetry(_ sequence: Int64, hva: UInt64, gfn: GFN) -> Bool {
+    if invalidationsInProgress > 0, let range = invalidRange,
+      range.contains(recordsGuestFrames ? gfn.rawValue : hva)
+    {
+      return true
+    }
+    return invalidationSequence != sequence
+  }
+
+  /// Clears the accessed marks of a range's translations. Mirrors `kvm_mmu_notifier_clear_flush_young`:
+  /// only kernels before 6.13 flush.
+  public func clearYoung(_ range: Range<UInt64>, flush: Bool, on cpu: inout CPU) -> Bool {
+    readers.lockShared()
+    defer { readers.unlock() }
+    mmuLock.lockExclusive()
+    defer { mmuLock.unlock() }
+    var isYoung = false
+    for (slot, gfns) in parts(of: range) {
+      tables[slot.addressSpace].age(gfns) { _, _, old in
+        isYoung = true
+        // Without accessed bits the write permission goes with the others and takes the dirty mark along.
+        if !old.hasAccessDirty, old.isWritable {
+          markLost(old, accessed: false, dirty: true, on: &cpu)
+        }
+      }
+    }
+    if isYoung, flush, era != .c { gate.requestFlush() }
+    return isYoung
+  }
+
+  /// Whether a translation of an address is marked accessed. Mirrors `kvm_mmu_notifier_test_young`.
+  public func testYoung(_ address: UInt64, on cpu: inout CPU) -> Bool {
+    readers.lockShared()
+    defer { readers.unlock() }
+    return parts(of: address..<(address + 1)).contains { slot, gfns in
+      tables[slot.addressSpace].testYoung(gfns)
+    }
+  }
+
+  /// The process ends: everything is dropped. Mirrors `kvm_mmu_notifier_release`.
+  public func release(on cpu: inout CPU) { dropAll(on: &cpu) }
+}

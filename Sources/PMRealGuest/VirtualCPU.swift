@@ -1,0 +1,229 @@
+import Synchronization
+
+/// The one vCPU of a ``RealVM`` with the guest's own memory.
+final class VirtualCPU: @unchecked Sendable {
+  // @unchecked: everything is constant but the guest's memory, the registers in the kernel and
+  // `ringIndex`, which `busy` guards: every method that touches them holds it. The stop flag is
+  // atomic.
+
+  private let memory: KVMMapping
+  private let descriptor: KVMDescriptor
+  private let shared: KVMMapping
+  private let dirtyRing: KVMMapping?
+  private let reach: UInt64
+  private let busy = Mutex(())
+  private let stop = Atomic(false)
+  /// The next entry of the dirty ring to look at.
+  private var ringIndex = 0
+
+  /// Makes vCPU 0 of a machine. `memory` is set up and is the machine's slot 0 already.
+  init(
+    kvm: borrowing KVMDescriptor, vm: borrowing KVMDescriptor, memory: consuming KVMMapping,
+    reachGiB: Int, dirtyRingByteCount: Int
+  ) throws(RealGuestError) {
+    let descriptor = KVMDescriptor(owning: try KVM.createVCPU(vm.rawValue))
+    let shared = KVMMapping(
+      owning: try KVM.mapRun(kvm: kvm.rawValue, vcpu: descriptor.rawValue))
+    var dirtyRing: KVMMapping?
+    if dirtyRingByteCount > 0 {
+      dirtyRing = KVMMapping(
+        owning: try KVM.mapDirtyRing(descriptor.rawValue, byteCount: dirtyRingByteCount))
+    }
+    try KVM.setDefaultCPUID(kvm: kvm.rawValue, vcpu: descriptor.rawValue)
+    try KVM.setUserMode(descriptor.rawValue)
+    self.memory = memory
+    self.descriptor = descriptor
+    self.shared = shared
+    self.dirtyRing = dirtyRing
+    reach = UInt64(reachGiB) << 30
+  }
+
+  /// Throws unless the guest can do this access without touching what is its own.
+  private func check(_ access: RealAccess) throws(RealGuestError) {
+    let count = UInt64(access.size.rawValue)
+    let address = access.guestPhysicalAddress
+    guard address >= memory.byteCount, address <= reach - count else {
+      throw .unreachable(guestPhysicalAddress: address, byteCount: access.size.rawValue)
+    }
+  }
+}
+
+// MARK: - Stopping
+
+extension VirtualCPU {
+  func requestStop() {
+    // This order, against the opposite one in `run()`.
+    stop.store(true, ordering: .sequentiallyConsistent)
+    KVM.setImmediateExit(shared.base, true)
+  }
+
+  func clearStop() { stop.store(false, ordering: .sequentiallyConsistent) }
+}
+
+// MARK: - Running
+
+extension VirtualCPU {
+  /// How a run ended; nil for the guest's word that it is done.
+  private func run() throws(RealGuestError) -> RealAccessOutcome? {
+    while true {
+      KVM.setImmediateExit(shared.base, false)
+      if stop.load(ordering: .sequentiallyConsistent) { return .interrupted }
+      let (errno, exit) = KVM.run(
+        descriptor.rawValue, shared.base, unsetReason: RealVM.unsetExitReason)
+      if errno == KVM.interrupted { continue }
+      if errno != 0 { return .failed(errno: errno, exitReason: exit.reason) }
+      if exit.isPort && exit.port == GuestProgram.donePort { return nil }
+      if exit.isDirtyRingFull { return .dirtyRingFull }
+      if exit.isMMIO {
+        try KVM.completeMMIO(descriptor.rawValue, shared.base, fill: 0xee)
+        return .mmio(
+          guestPhysicalAddress: exit.guestPhysicalAddress, byteCount: exit.byteCount,
+          isWrite: exit.isWrite)
+      }
+      try KVM.setUserMode(descriptor.rawValue)
+      return .other(exitReason: exit.reason)
+    }
+  }
+
+  func perform(_ access: RealAccess) throws(RealGuestError) -> RealAccessOutcome {
+    try check(access)
+    return try busy.withLock { (_) throws(RealGuestError) in
+      try KVM.setRegisters(
+        descriptor.rawValue,
+        KVM.Registers(
+          rip: GuestProgram.single(access.size, isWrite: access.isWrite),
+          rax: access.isWrite ? access.value : 0xdead_beef, rbx: access.guestPhysicalAddress))
+      if let outcome = try run() { return outcome }
+      guard !access.isWrite else { return .done(value: access.value & access.size.mask) }
+      return .done(value: try KVM.registers(descriptor.rawValue).rax)
+    }
+  }
+
+  func perform(
+    script accesses: inout [RealAccess], in range: Range<Int>
+  ) throws(RealGuestError) -> RealScriptReport {
+    for access in accesses[range] { try check(access) }
+    // By pointer, because the lock's closure may not capture what is inout.
+    return try accesses.withUnsafeMutableBufferPointer { (all) throws(RealGuestError) in
+      var report = RealScriptReport(stops: [], endIndex: range.lowerBound)
+      while report.endIndex < range.upperBound {
+        let count = min(range.upperBound - report.endIndex, GuestProgram.recordCapacity)
+        let batch = report.endIndex..<report.endIndex + count
+        let stops = try perform(batch: batch, of: all)
+        report.stops += stops
+        if let last = stops.last, last.outcome.endsScript {
+          report.endIndex = last.index
+          break
+        }
+        report.endIndex = batch.upperBound
+      }
+      return report
+    }
+  }
+
+  /// Performs what fits into the guest's records. The lock is taken for each such batch, so that
+  /// threads take turns in long scripts.
+  private func perform(
+    batch: Range<Int>, of accesses: UnsafeMutableBufferPointer<RealAccess>
+  ) throws(RealGuestError) -> [RealScriptReport.Stop] {
+    let work = UnsafeMutableBufferPointer(rebasing: accesses[batch])
+    return try busy.withLock { (_) throws(RealGuestError) in
+      storeRecords(work)
+      let stops = try runRecords(batch)
+      // A record that was not done holds what was put there: all may be taken.
+      loadRecords(work)
+      return stops
+    }
+  }
+
+  /// Runs the script over the records of `batch`, again after each access that does not finish.
+  private func runRecords(
+    _ batch: Range<Int>
+  ) throws(RealGuestError) -> [RealScriptReport.Stop] {
+    var stops: [RealScriptReport.Stop] = []
+    var first = 0
+    let end = GuestProgram.records + UInt64(batch.count) * GuestProgram.recordSize
+    while first < batch.count {
+      let start = GuestProgram.records + UInt64(first) * GuestProgram.recordSize
+      try KVM.setRegisters(
+        descriptor.rawValue, KVM.Registers(rip: GuestProgram.script, rsi: start, rdi: end))
+      guard let outcome = try run() else { break }
+      let index = try indexInWork(first..<batch.count, after: outcome)
+      stops.append(RealScriptReport.Stop(index: batch.lowerBound + index, outcome: outcome))
+      if outcome.endsScript { break }
+      first = index + 1
+    }
+    return stops
+  }
+
+  /// The record that the script stands at.
+  private func indexInWork(
+    _ range: Range<Int>, after outcome: RealAccessOutcome
+  ) throws(RealGuestError) -> Int {
+    let registers = try KVM.registers(descriptor.rawValue)
+    let (index, rest) = (registers.rsi &- GuestProgram.records).quotientAndRemainder(
+      dividingBy: GuestProgram.recordSize)
+    guard rest == 0, index <= UInt64(range.upperBound) else {
+      throw .guestLost(instructionPointer: registers.rip)
+    }
+    // Behind the last record only something that is no access can stop it.
+    guard range.contains(Int(index)) || outcome.endsScript && index == UInt64(range.upperBound)
+    else { throw .guestLost(instructionPointer: registers.rip) }
+    return Int(index)
+  }
+
+  private func storeRecords(_ work: UnsafeMutableBufferPointer<RealAccess>) {
+    var record = memory.base + Int(GuestProgram.records)
+    for access in work {
+      record.storeBytes(of: access.guestPhysicalAddress, as: UInt64.self)
+      record.storeBytes(of: access.value, toByteOffset: 8, as: UInt64.self)
+      record.storeBytes(
+        of: GuestProgram.handler(access.size, isWrite: access.isWrite), toByteOffset: 16,
+        as: UInt64.self)
+      record += Int(GuestProgram.recordSize)
+    }
+  }
+
+  private func loadRecords(_ work: UnsafeMutableBufferPointer<RealAccess>) {
+    var record = memory.base + Int(GuestProgram.records)
+    for index in work.indices {
+      if !work[index].isWrite {
+        work[index].value = record.load(fromByteOffset: 8, as: UInt64.self)
+      }
+      record += Int(GuestProgram.recordSize)
+    }
+  }
+}
+
+extension RealAccessOutcome {
+  /// Whether a script ends here, with this access not done.
+  fileprivate var endsScript: Bool {
+    switch self {
+    case .dirtyRingFull, .interrupted: true
+    case .done, .mmio, .failed, .other: false
+    }
+  }
+}
+
+// MARK: - The dirty ring
+
+extension VirtualCPU {
+  func harvestDirtyRing() -> [RealDirtyPage] {
+    busy.withLock { _ in
+      guard let (ring, capacity) = ringMemory() else { return [] }
+      var pages: [RealDirtyPage] = []
+      while pages.count < capacity, let (slot, offset) = KVM.harvest(ring, index: ringIndex) {
+        pages.append(RealDirtyPage(slot: slot, page: offset))
+        ringIndex = (ringIndex + 1) % capacity
+      }
+      return pages
+    }
+  }
+
+  private func ringMemory() -> (UnsafeMutableRawPointer, capacity: Int)? {
+    switch dirtyRing {
+    case .some(let ring): (ring.base, ring.byteCount / KVM.dirtyRingEntrySize)
+    case .none: nil
+    }
+  }
+}

@@ -1,0 +1,41 @@
+import Foundation
+
+/// A small generator whose whole state is its seed (SplitMix64), so that a run can be replayed.
+struct MemslotRandom: RandomNumberGenerator {
+  /// `PHYSMEM_SEED`, or another one each time.
+  static let seed: UInt64 =
+    ProcessInfo.processInfo.environment["PHYSMEM_SEED"].flatMap { UInt64($0) }
+    ?? UInt64.random(in: 1...999_999_999)
+
+  private var state: UInt64
+
+  /// The generator of one test; prints how to repeat its run.
+  init(_ test: String) {
+    state = MemslotRandom.seed
+    print("\(test): seed \(state); replay: env PHYSMEM_SEED=\(state) swift test --filter \(test)")
+  }
+
+  mutating func next() -> UInt64 {
+    state &+= 0x9e37_79b9_7f4a_7c15
+    var value = state
+    value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    value = (value ^ (value >> 27)) &* 0x94d0_49bb_1331_11eb
+    return value ^ (value >> 31)
+  }
+
+  mutating func below(_ bound: Int) -> Int { Int(next() % UInt64(bound)) }
+  mutating func oneIn(_ count: Int) -> Bool { below(count) == 0 }
+}
+
+/// Runs a body on threads of its own and waits for all of them.
+func onMemslotThreads(_ count: Int, _ body: @escaping @Sendable (Int) -> Void) {
+  let group = DispatchGroup()
+  for index in 0..<count {
+    group.enter()
+    Thread.detachNewThread {
+      body(index)
+      group.leave()
+    }
+  }
+  group.wait()
+}
