@@ -100,9 +100,10 @@ extension Stage2Table {
     _ gfn: GFN, level: Int, _ new: SPTE, expected: SPTE? = nil
   ) -> Stage2InstallResult {
     precondition(level >= 1 && level <= 3, "a leaf at level \(level)")
-    precondition(new.isWritabilityLegal, "an entry with contradicting write bits: \(new)")
-    precondition(
-      !new.isPresent || level == 1 || new.isLarge, "a leaf of level \(level) without the large bit")
+    if new.isPresent {
+      precondition(new.isWritabilityLegal, "an entry with contradicting write bits: \(new)")
+      precondition(level == 1 || new.isLarge, "a leaf of level \(level) without the large bit")
+    }
     switch descend(gfn, to: level) {
     case .failure(let result): return result
     case .table(let table):
@@ -157,9 +158,6 @@ extension Stage2Table {
       if level > 1, !old.isLarge { return .occupiedByTable }
       if old == new { return .spurious }
       if old.pfn != new.pfn || !new.isPresent { return .occupiedByLeaf(level: level) }
-      // Host-writable never changes while an entry is present: a leaf that needs it changed has
-      // to be zapped first, as one of another page.
-      if old.isHostWritable != new.isHostWritable { return .occupiedByLeaf(level: level) }
     }
     if let expected, expected != old { return .lostRace }
     let found = pm_spte_compare_exchange_seq_cst(slot, old.rawValue, new.rawValue)

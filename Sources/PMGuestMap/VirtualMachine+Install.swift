@@ -134,28 +134,31 @@ extension VirtualMachine {
     guard slot.contains(GFN(run.lowerBound)), !slot.isReadonly,
       GFN(run.upperBound) <= slot.endGFN
     else { return false }
-    var mapped = 0
+    // All of the run is looked up before the first is mapped: marks of one folio depend on the order.
+    var pages: [(gfn: GFN, page: PFN)] = []
+    pages.reserveCapacity(8)
     for frame in run {
       let gfn = GFN(frame)
       let holder = Holder.guestFault(vm: id, gfn: gfn)
       guard
-        let page = process.getUserPageFast(
-          slot.hva(of: gfn), [.get, .write], holder, on: &cpu)
+        let page = process.getUserPageFast(slot.hva(of: gfn), [.get, .write], holder, on: &cpu)
       else { break }
-      mapped += 1
+      pages.append((gfn, page))
+    }
+    for (gfn, page) in pages {
       let found = PFNLookup(
         result: .page(page), isWritable: true, refcountedPage: era == .c ? page : nil,
         isRefcounted: true)
-      let spte = SPTE.makeLeaf(
-        pfn: page, level: 1, attributes(slot, found, level: 1, isPrefetch: true))
-      let result = table.install(gfn, level: 1, spte)
+      _ = table.install(
+        gfn, level: 1,
+        SPTE.makeLeaf(
+          pfn: page, level: 1, attributes(slot, found, level: 1, isPrefetch: true)))
       if era == .c {
         finishBeforeUnlock(found, outcome: .fixed, gfn: gfn, on: &cpu)
       } else {
-        kernel.put(page, holder, on: &cpu)
+        kernel.put(page, .guestFault(vm: id, gfn: gfn), on: &cpu)
       }
-      if result != .installed { break }
     }
-    return mapped > 0
+    return !pages.isEmpty
   }
 }

@@ -69,7 +69,8 @@ public final class HostFile: @unchecked Sendable {
   /// `isWrite` says that write(2) asks, which marks an old page accessed and a new one referenced.
   func frame(_ page: UInt64, forWriteCall: Bool = false, on cpu: inout CPU) -> PFN? {
     if let there = cached(page) {
-      if forWriteCall { kernel.markAccessed(there, on: &cpu) }
+      // tmpfs counts a write as an access; file systems on disk do not.
+      if forWriteCall, kind == .tmpfs { kernel.markAccessed(there, on: &cpu) }
       return there
     }
     switch kind {
@@ -140,6 +141,22 @@ public final class HostFile: @unchecked Sendable {
     guard kind == .disk else { return }
     let heads = lock.withLock { Set(cache.values.map { kernel.frames.compoundHead(of: $0) }) }
     for head in heads { kernel.machine.removeFlags(.dirty, of: head) }
+  }
+
+  /// Forbids writing for good. EBUSY where a page has a reference that neither the cache nor a mapping
+  /// explains: somebody may still write through it. Mirrors F_ADD_SEALS with F_SEAL_WRITE on a file
+  /// without shared writable mappings.
+  public func sealWrites(on cpu: inout CPU) throws(KernelErrno) {
+    kernel.drainLRUBatches(on: &cpu)
+    let pages = lock.withLock { Set(cache.values.map { kernel.frames.compoundHead(of: $0) }) }
+    for head in pages {
+      let order = kernel.frames.compoundOrder(head)
+      var explained = Int32(1 << order) + kernel.machine.details(of: head).wholeMapcount
+      for index in 0..<(1 << order) {
+        explained += kernel.machine.details(of: head + index).mapcount + 1
+      }
+      if kernel.frames.refcount(head) != explained { throw .ebusy }
+    }
   }
 
   /// Cuts the file: mappings of the pages behind the end go first, then the pages. Mirrors

@@ -122,6 +122,12 @@ extension HostKernel {
     poolLock.withLock { freeHugePages.append(head) }
   }
 
+  /// Whether the compound page headed by `head` belongs to the pool of huge pages (`PageHuge`).
+  public func isHugetlb(_ head: PFN) -> Bool { isHugePage(head) }
+
+  /// Whether the compound page headed by `head` is the huge zero page.
+  public func isHugeZeroPage(_ head: PFN) -> Bool { isHugeZero(head) }
+
   /// Free huge pages of the pool.
   public var freeHugePageCount: Int { poolLock.withLock { freeHugePages.count } }
 }

@@ -178,7 +178,7 @@ import Testing
 
   @Test func `A vCPU, a collector and a resetter lose no page`() throws {
     let ring = try DirtyRing(shape(4096))
-    let count = 60_000
+    let count = 20_000
     let collected = Atomic<Int>(0)
     let sum = Atomic<Int>(0)
     let reset = Atomic<Int>(0)
@@ -187,8 +187,11 @@ import Testing
       case 0:
         var page = 0
         while page < count {
-          if ring.isSoftFull { continue }
-          if ring.push(slot: 1, offset: UInt64(page)) { page += 1 }
+          if !ring.isSoftFull, ring.push(slot: 1, offset: UInt64(page)) {
+            page += 1
+          } else {
+            sched_yield()
+          }
         }
       case 1:
         var next: UInt32 = 0
@@ -196,11 +199,13 @@ import Testing
           let entries = ring.harvest(next: &next)
           for entry in entries { sum.add(Int(entry.offset), ordering: .relaxed) }
           collected.add(entries.count, ordering: .relaxed)
+          if entries.isEmpty { sched_yield() }
         }
       default:
         while reset.load(ordering: .relaxed) < count {
           let taken = ring.reset { _ in }
           reset.add(taken, ordering: .relaxed)
+          if taken == 0 { sched_yield() }
         }
       }
     }
