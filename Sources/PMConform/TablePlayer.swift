@@ -60,7 +60,9 @@ extension TableKind {
     case .memslotErrno: MemslotErrnoPlayer()
     case .truth: TruthPlayer()
     case .kpage: KPagePlayer()
-    case .free, .freeEvents, .faults, .dirtylog: nil
+    case .faults: FaultsPlayer()
+    case .dirtylog: DirtyLogPlayer()
+    case .free, .freeEvents: nil
     }
   }
 }

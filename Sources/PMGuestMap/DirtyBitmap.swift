@@ -109,12 +109,15 @@ public final class DirtyBitmap: @unchecked Sendable {
 
   /// Takes all marks out: `KVM_GET_DIRTY_LOG` without manual mode.
   ///
-  /// Calls `body` with the index and the former value of every word that was not 0, in ascending
-  /// order: there the caller protects the pages again. Each word is taken in one step, fully
-  /// ordered, so that a page marked meanwhile is either reported or still marked afterwards.
-  /// - Parameter buffer: filled with the former values (zeroes included) if there is one; it then
-  ///   has ``wordCount`` words or more. Without one the marks are lost, as where the copy to user
-  ///   space fails.
+  /// Each word is taken in one step, fully ordered, so that a page marked meanwhile is either reported
+  /// or still marked afterwards.
+  ///
+  /// - Parameters:
+  ///   - buffer: filled with the former values (zeroes included) if there is one; it then has
+  ///     ``wordCount`` words or more. Without one the marks are lost, as where the copy to user space
+  ///     fails.
+  ///   - body: called with the index and the former value of every word that was not 0, in ascending
+  ///     order: there the caller protects the pages again.
   /// - Returns: how many words were not 0.
   @discardableResult
   public func harvest(

@@ -24,8 +24,7 @@ public struct MemslotModel: Sendable {
   }
 
   /// `KVM_SET_USER_MEMORY_REGION`: returns what it did. Errors as
-  /// ``MemslotSets/classify(_:capabilities:isTracked:)``, and `ENOMEM` where the host has no room
-  /// for a log.
+  /// `MemslotSets.classify`, and `ENOMEM` where the host has no room for a log.
   @discardableResult
   public mutating func setUserMemoryRegion(
     _ region: MemoryRegion

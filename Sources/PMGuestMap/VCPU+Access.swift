@@ -43,10 +43,15 @@ extension VCPU {
   ) -> GuestAccess {
     let second = gpa &+ UInt64(first)
     let isWrite = value != nil
-    let near = translate(GFN(guestPhysicalAddress: gpa), isWrite: isWrite, on: &cpu)
-    if case .exit(let exit) = near { return exit }
-    let far = translate(GFN(guestPhysicalAddress: second), isWrite: isWrite, on: &cpu)
-    if case .exit(let exit) = far { return exit }
+    for address in [gpa, second] {
+      switch translate(GFN(guestPhysicalAddress: address), isWrite: isWrite, on: &cpu) {
+      case .ready: continue
+      case .emulated, .exit(.mmio):
+        // One page for the emulator means the whole instruction for the emulator.
+        return emulatedAccess(gpa, byteCount: byteCount, write: value, on: &cpu)
+      case .exit(let exit): return exit
+      }
+    }
     let low = accessPage(gpa, byteCount: first, write: value, on: &cpu)
     guard case .done(let lowValue) = low else { return low }
     let rest = value.map { $0 >> UInt64(8 * first) }
@@ -177,14 +182,10 @@ extension VCPU {
     let inPage = min(byteCount, 4096 - Int(gpa & 4095))
     let first = emulate(gpa, inPage, value, on: &cpu)
     guard inPage < byteCount else { return first }
-    guard case .done(let low) = first else {
-      if case .mmio(let gpa, _, let isWrite) = first {
-        return .mmio(gpa: gpa, byteCount: byteCount, isWrite: isWrite)
-      }
-      return first
-    }
+    // The second page is reached in any case; the exit is that of the first fragment that needs one.
     let rest = value.map { $0 >> UInt64(8 * inPage) }
-    let second = emulate(gpa + UInt64(inPage), byteCount - inPage, rest, on: &cpu)
+    let second = emulate(gpa &+ UInt64(inPage), byteCount - inPage, rest, on: &cpu)
+    guard case .done(let low) = first else { return first }
     guard case .done(let high) = second else { return second }
     return .done(low | high << UInt64(8 * inPage))
   }
