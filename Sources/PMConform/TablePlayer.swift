@@ -62,7 +62,7 @@ extension TableKind {
     case .kpage: KPagePlayer()
     case .faults: FaultsPlayer()
     case .dirtylog: DirtyLogPlayer()
-    case .free, .freeEvents: nil
+    case .free, .freeEvents: FreePlayer()
     }
   }
 }
