@@ -71,7 +71,8 @@ final class DirtyRingScript {
 
   /// `ring entry N`, and those after a reset.
   private func entry(_ words: [String]) -> RowOutcome {
-    guard words.count > 2, let index = Int(words[2]), index >= 0, index < ring.shape.entryCount else {
+    guard words.count > 2, let index = Int(words[2]), index >= 0, index < ring.shape.entryCount
+    else {
       return .failed("no such entry: \(words)")
     }
     let entry = ring.entry(at: index)

@@ -20,7 +20,8 @@ public struct FreePlayer: TablePlayer {
       let step = cell("step")
       if table.kind == .freeEvents, step.hasPrefix("dmesg") { return .notPlayed(.kernelLog) }
       let played =
-        experiments[name] ?? Result { () throws(FreeExperiment.Failure) in
+        experiments[name]
+        ?? Result { () throws(FreeExperiment.Failure) in
           try FreeExperiment(name, on: table.host)
         }
       experiments[name] = played

@@ -154,13 +154,17 @@ extension VirtualMachine {
   ) -> PFNLookup {
     // A handler that lets go of the lock makes the kernel start again; a few rounds are plenty.
     for _ in 0..<16 {
-      guard let answer = process.withArea(at: hva, { area in
-        guard let area else { return PFNLookup.failed(.fault) as PFNLookup? }
-        if area.isRemapped { return self.lookUpRemapped(hva, request, on: &cpu) }
-        let isPermitted = area.flags.contains(request.isWrite ? .write : .read)
-        if request.noWait, isPermitted { return .failed(.needsIO) }
-        return .failed(.fault)
-      }) else { continue }
+      guard
+        let answer = process.withArea(
+          at: hva,
+          { area in
+            guard let area else { return PFNLookup.failed(.fault) as PFNLookup? }
+            if area.isRemapped { return self.lookUpRemapped(hva, request, on: &cpu) }
+            let isPermitted = area.flags.contains(request.isWrite ? .write : .read)
+            if request.noWait, isPermitted { return .failed(.needsIO) }
+            return .failed(.fault)
+          })
+      else { continue }
       return answer
     }
     return .failed(.fault)
@@ -199,7 +203,8 @@ extension VirtualMachine {
       return .failed(.readOnlyFault)
     }
     var found = PFNLookup(
-      result: .page(pfn), isWritable: entry.isWritable && (request.wantsWritable || request.isWrite))
+      result: .page(pfn), isWritable: entry.isWritable && (request.wantsWritable || request.isWrite)
+    )
     switch era {
     case .c:
       step("remapped area: frame \(pfn), no look at its page")
@@ -207,7 +212,8 @@ extension VirtualMachine {
     case .a0:
       if refcountedPage(pfn) != nil {
         kernel.getUnchecked(pfn, request.holder)
-        step("remapped area: count of frame \(pfn) raised unseen to \(kernel.frames.pageCount(pfn))")
+        step(
+          "remapped area: count of frame \(pfn) raised unseen to \(kernel.frames.pageCount(pfn))")
       }
       return found
     case .a, .b:

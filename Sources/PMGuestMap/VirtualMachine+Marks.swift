@@ -19,7 +19,8 @@ extension VirtualMachine {
   private func takesMarks(_ pfn: PFN) -> Bool {
     guard kernel.hasPage(pfn), !kernel.isReserved(pfn) else { return false }
     if era == .b, kernel.frames.pageCount(pfn) == 0 {
-      kernel.machine.findings.warnOnce("accessed or dirty mark of a page without references", pfn: pfn)
+      kernel.machine.findings.warnOnce(
+        "accessed or dirty mark of a page without references", pfn: pfn)
       step("mark refused: the count of frame \(pfn) is 0 (v7 1/8)")
       return false
     }
@@ -97,7 +98,8 @@ extension VirtualMachine {
       kernel.markAccessed(page, on: &cpu)
     }
     kernel.put(page, holder(), on: &cpu)
-    step("kvm_release_pfn_clean: frame \(page) accessed, put: count \(kernel.frames.pageCount(page))")
+    step(
+      "kvm_release_pfn_clean: frame \(page) accessed, put: count \(kernel.frames.pageCount(page))")
   }
 
   /// Drops every entry of every table. Mirrors `kvm_mmu_zap_all`.

@@ -20,7 +20,8 @@ extension HostProcess {
       if canReuse(page, on: &cpu) {
         kernel.machine.insertFlags(.anonExclusive, of: page)
         makeWritable(fault.address, old)
-        kernel.step("write to a read-only entry of an exclusive page: writable in place, no notifier")
+        kernel.step(
+          "write to a read-only entry of an exclusive page: writable in place, no notifier")
         return .done
       }
       return copyOnWrite(fault, old, area, on: &cpu)

@@ -62,7 +62,8 @@ extension HostProcess {
     }
     guard let page = newAnonymousPage(zeroed: true, on: &cpu) else { return .oom }
     let isWritable = area.flags.contains(.write)
-    installAnonymous(address, page, HostEntry(pfn: page, isWritable: isWritable, isDirty: true),
+    installAnonymous(
+      address, page, HostEntry(pfn: page, isWritable: isWritable, isDirty: true),
       on: &cpu)
     return .done
   }

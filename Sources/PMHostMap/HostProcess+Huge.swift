@@ -44,7 +44,8 @@ extension HostProcess {
   }
 
   /// Writes a 2 MiB entry where nothing hangs below, and counts the mapping of `head` as a whole.
-  private func installHuge(_ address: UInt64, _ entry: HostEntry, mapping head: PFN? = nil) -> Bool {
+  private func installHuge(_ address: UInt64, _ entry: HostEntry, mapping head: PFN? = nil) -> Bool
+  {
     tableLock.withLock {
       guard !table.hasLowerTable(address), let slot = table.slot(address, level: 2),
         slot.pointee == 0
@@ -176,7 +177,9 @@ extension HostProcess {
   }
 
   private func copyHuge(from source: PFN, to destination: PFN) {
-    guard let from = kernel.bytes(of: source), let to = kernel.bytes(of: destination) else { return }
+    guard let from = kernel.bytes(of: source), let to = kernel.bytes(of: destination) else {
+      return
+    }
     to.copyMemory(from: from, byteCount: 0x20_0000)
   }
 }
