@@ -11,7 +11,7 @@ SOURCES = Package.swift Sources Tests Benchmarks
 # Steps of the lockstep test that CI runs in a release build.
 STEPS ?= 1000000
 
-.PHONY: demo test setup build format lint docs bench test-release test-thread test-address clean
+.PHONY: demo test setup build format lint docs bench test-release test-thread test-address fuzz clean
 
 demo: build
 	@$(PHYSMEM) replay $(FIXTURES)/*.trace.gz
@@ -49,12 +49,25 @@ test-release: setup
 
 test-thread: setup
 	PHYSMEM_STEPS=20000 $(SWIFT) test --scratch-path .build-thread --sanitize=thread \
-	  --disable-xctest --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests'
+	  --disable-xctest --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMHostMapTests|PMGuestMapTests'
 
 test-address: setup
 	PHYSMEM_STEPS=20000 ASAN_OPTIONS=detect_leaks=1 $(SWIFT) test --scratch-path .build-address \
 	  --sanitize=address --disable-xctest \
-	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests'
+	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMHostMapTests|PMGuestMapTests'
+
+# libFuzzer with AddressSanitizer over memslot arguments, guest operations and tables.
+FUZZ_SECONDS ?= 60
+fuzz: setup
+	$(SWIFT) build --package-path Tests/Fuzz --scratch-path .build-fuzz -c release \
+	  --sanitize=address --sanitize=fuzzer
+	for target in FuzzMemslots FuzzGuest FuzzTables; do \
+	  mkdir -p .build-fuzz/corpus/$$target; \
+	  echo "fuzzing: $$target, $(FUZZ_SECONDS) s"; \
+	  .build-fuzz/release/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=25 \
+	    -verbosity=0 -print_final_stats=1 -artifact_prefix=.build-fuzz/ \
+	    .build-fuzz/corpus/$$target || exit 1; \
+	done
 
 format:
 	$(SWIFT) format --in-place --recursive $(SOURCES)

@@ -26,6 +26,7 @@ let package = Package(
         "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
         "PMRealGuest", "PMReplay",
       ]),
+    .library(name: "PhysmemConform", targets: ["PMConform"]),
     .library(name: "PhysmemBench", targets: ["PMBench"]),
     .executable(name: "physmem", targets: ["physmem"]),
   ],
