@@ -235,7 +235,10 @@ extension VirtualMachine {
     guard kernel.hasPage(pfn), kernel.machine.zone(of: pfn) != nil else { return }
     switch kernel.machine.whereabouts(of: pfn) {
     case .free, .perCPU:
-      notifierLock.withLock { accessFindings.append(.accessAfterFree(gfn: gfn, pfn: pfn)) }
+      notifierLock.withLock {
+        guard accessFindings.count < VirtualMachine.findingLimit else { return }
+        accessFindings.append(.accessAfterFree(gfn: gfn, pfn: pfn))
+      }
     default: break
     }
   }

@@ -96,14 +96,16 @@ public final class VirtualMachine: @unchecked Sendable {
   var pfnCaches: [PFNCache] = []
   /// Whether any vCPU was made; under `slotsLock`.
   var hasVCPU = false
-  /// Completed invalidations, word 0, and drops of all roots, word 1: atomic.
+  /// Completed invalidations (word 0), drops of all roots (word 1), faults that ended with an entry
+  /// (word 2): atomic.
   let counters: UnsafeMutablePointer<Int64>
-  /// Faults that ended with an entry, by atomic addition: word 2 of `counters`.
   /// Leaves zaps out: the bug that property 3 finds. Set while nothing runs.
   public var omitsZaps = false
   /// Looks at each frame that the guest reaches whether somebody owns it. Costs a look at the lists per
   /// miss of the translation cache. Set while nothing runs.
   public var checksAccesses = false
+  /// How many findings are kept.
+  static let findingLimit = 10_000
   /// What was found by ``checksAccesses``; under `notifierLock`.
   var accessFindings: [GuestFinding] = []
 

@@ -21,8 +21,8 @@ public final class HostKernel: @unchecked Sendable {
   public let zeroPage: PFN
   /// The books of who holds what, or nil where they were not asked for.
   public let ledger: ReferenceLedger?
-  /// Who watches; nil by default. Set it while nothing runs.
-  public weak var observer: (any HostObserver)?
+  /// Who watches; nil by default. Set it while nothing runs; the kernel keeps it alive.
+  public var observer: (any HostObserver)?
 
   let poolLock = HostMutex()
   var hugeZero: PFN?

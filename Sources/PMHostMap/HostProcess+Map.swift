@@ -133,6 +133,7 @@ extension HostProcess {
         }
       }
     }
+    mergeAreas(around: range)
   }
 
   /// Whether the range has any lowest table or leaf: mprotect notifies only then.
@@ -179,6 +180,7 @@ extension HostProcess {
       area.flags.subtract([.hugePage, .noHugePage])
       area.flags.insert(wanted ? .hugePage : .noHugePage)
     }
+    mergeAreas(around: range)
   }
 
   /// Drops the contents of a range. EINVAL for areas that a driver has remapped and for locked ones,

@@ -134,6 +134,22 @@ public final class HostProcess: @unchecked Sendable {
     return areas.filter { $0.start >= range.lowerBound && $0.end <= range.upperBound }
   }
 
+  /// Puts neighbours together that differ in nothing but their range, from the area before a range to the
+  /// one behind it. Under the mmap lock for writing. Mirrors `vma_merge`.
+  func mergeAreas(around range: Range<UInt64>) {
+    var index = max(1, areas.firstIndex { $0.end > range.lowerBound } ?? areas.count)
+    while index < areas.count, areas[index].start <= range.upperBound {
+      let lower = areas[index - 1]
+      let upper = areas[index]
+      if lower.end == upper.start, lower.continues(with: upper) {
+        lower.end = upper.end
+        areas.remove(at: index)
+      } else {
+        index += 1
+      }
+    }
+  }
+
   /// Finds room for an area. Under the mmap lock.
   func freeRange(byteCount: UInt64, alignment: UInt64) -> UInt64? {
     var address = (nextAddress + alignment - 1) / alignment * alignment

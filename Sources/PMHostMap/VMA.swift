@@ -96,6 +96,20 @@ public final class VMA: @unchecked Sendable {
   /// The page of the backing behind an address.
   public func page(of address: UInt64) -> UInt64 { pageOffset + (address - start) >> 12 }
 
+  /// Whether `next`, which begins where this ends, could be the rest of the same area. Areas of drivers
+  /// stay as they were mapped.
+  func continues(with next: VMA) -> Bool {
+    guard flags == next.flags, missingHandler == nil, next.missingHandler == nil else {
+      return false
+    }
+    switch (backing, next.backing) {
+    case (.anonymous, .anonymous): return true
+    case (.file(let file), .file(let other)):
+      return file === other && page(of: end) == next.pageOffset
+    default: return false
+    }
+  }
+
   /// Whether a fresh entry is writable without a fault: shared, writable, and nobody wants to know of
   /// the first write. Mirrors `vm_page_prot` with `vma_wants_writenotify`.
   var freshEntriesAreWritable: Bool {
