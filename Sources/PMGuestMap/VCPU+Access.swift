@@ -1,3 +1,4 @@
+internal import Glibc
 internal import PMFrames
 internal import PMHostMap
 public import PMPageAllocator
@@ -72,8 +73,7 @@ extension VCPU {
     _ gpa: UInt64, byteCount: Int, write value: UInt64?, on cpu: inout CPU
   ) -> GuestAccess {
     let gfn = GFN(guestPhysicalAddress: gpa)
-    // As long as faults make progress, so does this; the bound is for a host that never settles.
-    for _ in 0..<1000 {
+    while true {
       if case .done(let result) = attempt(gpa, byteCount, value) { return .done(result) }
       switch translate(gfn, isWrite: value != nil, on: &cpu) {
       case .ready: continue
@@ -83,19 +83,20 @@ extension VCPU {
       case .emulated: return emulate(gpa, byteCount, value, on: &cpu)
       }
     }
-    return .interrupted
   }
 
-  /// Takes faults until the tables allow the access.
+  /// Takes faults until the tables allow the access. A fault that has to be taken again, because a slot
+  /// is on its way out or an invalidation is under way, lets the thread that it waits for run.
   private func translate(_ gfn: GFN, isWrite: Bool, on cpu: inout CPU) -> Translation {
-    for _ in 0..<1000 {
+    while true {
       // The ring is tested before every entry of the guest, also after a fault of the same run.
       if let ring, ring.isSoftFull { return .exit(.dirtyRingFull) }
       if isAllowed(gfn, isWrite: isWrite) { return .ready }
       let outcome = vm.handleFault(
         gfn, addressSpace: addressSpace, isWrite: isWrite, vcpu: self, on: &cpu)
       switch outcome {
-      case .retry, .fixed, .spurious: continue
+      case .fixed, .spurious: continue
+      case .retry: sched_yield()
       case .emulate: return .emulated
       case .mmio: return .exit(.mmio(gpa: gfn.guestPhysicalAddress, byteCount: 0, isWrite: isWrite))
       case .failed(let error):
@@ -103,7 +104,6 @@ extension VCPU {
       case .hwpoison, .interrupted: return .exit(.interrupted)
       }
     }
-    return .exit(.interrupted)
   }
 
   private func isAllowed(_ gfn: GFN, isWrite: Bool) -> Bool {

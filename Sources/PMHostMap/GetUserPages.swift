@@ -100,7 +100,7 @@ extension HostProcess {
         return false
       }
     }
-    tableLock.withLock { hasPinned = true }
+    hasPinned = true
     return true
   }
 

@@ -10,7 +10,7 @@ public import PMUnits
 /// `HostProcess+Insert.swift`.
 public final class HostProcess: @unchecked Sendable {
   // Sendable: `areas` and the areas are under `mmapLock`, entries change under `tableLock`, the
-  // notifiers are under `notifierLock`, and `pinCount` is under `tableLock`.
+  // notifiers are under `notifierLock`, and `isPinned` is under `pinLock`.
 
   /// The host.
   public let kernel: HostKernel
@@ -22,7 +22,13 @@ public final class HostProcess: @unchecked Sendable {
   private let notifierLock = HostMutex()
   private var notifiers: [any MMUNotifier] = []
   var areas: [VMA] = []
-  var hasPinned = false
+  private let pinLock = HostMutex()
+  private var isPinned = false
+  /// Whether any page of the process was ever pinned; fork then copies pages that may be (`MMF_HAS_PINNED`).
+  var hasPinned: Bool {
+    get { pinLock.withLock { isPinned } }
+    set { pinLock.withLock { isPinned = newValue } }
+  }
   private var nextAddress: UInt64 = 0x7e00_0000_0000
 
   /// A process without any area.
