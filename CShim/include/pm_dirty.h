@@ -96,4 +96,29 @@ PM_INLINE uint64_t pm_dirty_gfn_offset_relaxed(const pm_dirty_gfn *_Nonnull entr
   return __atomic_load_n(&entry->offset, __ATOMIC_RELAXED);
 }
 
+/// Clears `clear` in those of up to 64 entries that `mask` names and that hold all of `settled` and
+/// nothing of `unsettled`; returns the bits of the entries that it left because they do not.
+///
+/// Plain loads and stores, relaxed: for entries that no other thread can change meanwhile, because all
+/// that a processor or a fault without the lock would set in them is set already.
+PM_INLINE uint64_t pm_sptes_clear_settled_relaxed(
+    uint64_t *_Nonnull entries, uint64_t mask, uint64_t settled, uint64_t unsettled,
+    uint64_t clear, uint64_t *_Nonnull changed) {
+  uint64_t left = 0;
+  uint64_t done = 0;
+  for (unsigned index = 0; index < 64; index++) {
+    uint64_t bit = (uint64_t)1 << index;
+    if (!(mask & bit)) continue;
+    uint64_t entry = __atomic_load_n(entries + index, __ATOMIC_RELAXED);
+    if ((entry & (settled | unsettled)) == settled) {
+      __atomic_store_n(entries + index, entry & ~clear, __ATOMIC_RELAXED);
+      done |= bit;
+    } else {
+      left |= bit;
+    }
+  }
+  *changed = done;
+  return left;
+}
+
 #endif

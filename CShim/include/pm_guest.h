@@ -1,9 +1,9 @@
-// What a software guest needs of the machine: loads and stores of guest memory, and the gate through
-// which its translations are shot down.
+// What a software guest needs of the machine: loads and stores of guest memory, and the gate
+// through which its translations are shot down.
 //
 // In C because guest memory is changed by other guests at any time (Swift has no volatile), because
-// the gate's order is between processors (a compiler fence on the hot side, membarrier on the other),
-// and because membarrier has no C library function.
+// the gate's order is between processors (a compiler fence on the hot side, membarrier on the
+// other), and because membarrier has no C library function.
 //
 // The gate. A vCPU's thread brackets every access by pm_gate_enter and pm_gate_leave: plain stores
 // and one load. A thread that takes translations away first changes the tables, then calls
@@ -66,7 +66,8 @@ PM_INLINE uint64_t pm_thread_token(void) {
 }
 
 /// Enters an access; true iff no flush was requested since the vCPU acted on the last one. If the
-/// port says so the store and the load are kept in order by the processor, else only by the compiler.
+/// port says so the store and the load are kept in order by the processor, else only by the
+/// compiler.
 /// pre: the calling thread owns the port.
 PM_INLINE bool pm_gate_enter(pm_gate_port *_Nonnull port) {
   __atomic_store_n(&port->in_access, 1, __ATOMIC_RELAXED);
@@ -119,10 +120,10 @@ bool pm_gate_has_membarrier(void);
 void pm_gate_link(pm_gate_port *_Nullable *_Nonnull head, pm_gate_port *_Nonnull port);
 
 /// Raises the request counter and waits until every port of the list whose owner is another thread
-/// is out of its access or has seen the new value. Fully ordered: what the
-/// caller changed before is seen by every access that begins after, and what accesses of before did
-/// is visible to the caller. With `fenced` no barrier is sent out, see pm_gate_enter; none is either
-/// where no other thread owns a port.
+/// is out of its access or has seen the new value. Fully ordered: what the caller changed before is
+/// seen by every access that begins after, and what accesses of before did is visible to the
+/// caller. With `fenced` no barrier is sent out, see pm_gate_enter; none is either where no other
+/// thread owns a port.
 /// pre: no port's owner waits, inside of an access, for something the caller holds.
 void pm_gate_request(
     pm_gate_port *_Nullable const *_Nonnull head, uint64_t *_Nonnull requests, bool fenced);
@@ -131,9 +132,9 @@ void pm_gate_request(
 
 // ---- Guest memory -------------------------------------------------------------------------------
 
-// Other vCPUs and devices change guest memory at any time; that is the guest's affair, and no race of
-// ours. Each access is made once and not merged with another; one that is aligned is whole. What is
-// loaded says nothing about other memory: an acquire of the guest's is more than an access.
+// Other vCPUs and devices change guest memory at any time; that is the guest's affair, and no race
+// of ours. Each access is made once and not merged with another; one that is aligned is whole. What
+// is loaded says nothing about other memory: an acquire of the guest's is more than an access.
 // pre (all): the bytes lie within one page that is mapped.
 
 typedef struct __attribute__((packed)) pm_guest_word16 { uint16_t value; } pm_guest_word16;

@@ -1,8 +1,7 @@
 // The words of stage-2 tables: 64-bit entries in tables of 512.
 //
 // In C because Swift cannot apply atomics to words of a table it does not declare, and because the
-// order of each operation is part of its name. What the bits mean is written in Swift (`SPTE`); only
-// the two that lead a walk from table to table are known here.
+// order of each operation is part of its name. What the bits mean is written in Swift (`SPTE`).
 //
 // pre (all): `slot` points to a word of a table that is not recycled while the call lasts.
 #ifndef PM_STAGE2_H
@@ -14,10 +13,6 @@
 
 #include "pm_refcount.h"
 
-/// Set in every entry that maps a page or names a table (bit 11, "MMU-present").
-#define PM_SPTE_PRESENT 0x800ull
-/// Set in leaves above the lowest level (bit 7).
-#define PM_SPTE_LARGE 0x80ull
 /// The page frame of a leaf, or the address of the next table (bits 12 to 51).
 #define PM_SPTE_ADDRESS 0x000ffffffffff000ull
 
@@ -83,16 +78,19 @@ PM_INLINE uint64_t pm_stage2_generation_load_acquire(const uint64_t *_Nonnull ge
 
 /// Gives the generation a value that no other word has or had in this process. Release.
 /// In C because the source of the values is one atomic word of the process.
-void pm_stage2_generation_renew(uint64_t *_Nonnull generation) __attribute__((visibility("hidden")));
+void pm_stage2_generation_renew(uint64_t *_Nonnull generation)
+    __attribute__((visibility("hidden")));
 
 /// Whether `n` entries are all 0. In C: a wide read of words that other threads may change, see the
 /// source file.
-bool pm_sptes_are_zero(const uint64_t *_Nonnull slots, size_t n) __attribute__((visibility("hidden")));
+bool pm_sptes_are_zero(const uint64_t *_Nonnull slots, size_t n)
+    __attribute__((visibility("hidden")));
 
-/// Stores `first`, `first + step`, ... into `n` entries. Each is stored whole; relaxed.
-/// In C: wide stores of words that other threads may read, see the source file.
+/// Stores `first`, `first` + 2^`shift`, `first` + 2 * 2^`shift`, ... into `n` entries. Each is
+/// stored whole; relaxed. In C: wide stores of words that other threads may read, see the source
+/// file.
 /// pre: no other thread changes them meanwhile.
-void pm_sptes_fill(uint64_t *_Nonnull slots, size_t n, uint64_t first, uint64_t step)
+void pm_sptes_fill(uint64_t *_Nonnull slots, size_t n, uint64_t first, unsigned shift)
     __attribute__((visibility("hidden")));
 
 #endif

@@ -72,7 +72,8 @@ public struct BenchmarkCase {
 
   /// All cases, or those whose name starts with one of these.
   public static func all(_ groups: [String] = []) -> [BenchmarkCase] {
-    let cases = refcountCases + allocatorCases + machineCases
+    let cases =
+      refcountCases + allocatorCases + stage2Cases + guestCases + guestMapCases + machineCases
     return groups.isEmpty
       ? cases : cases.filter { item in groups.contains { item.name.hasPrefix($0 + ".") } }
   }

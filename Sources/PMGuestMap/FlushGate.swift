@@ -1,13 +1,13 @@
 internal import CPhysmemShim
 
-/// The shoot-down of software guests' translations: who takes a translation away waits here until no
-/// vCPU uses it any more.
+/// The shoot-down of software guests' translations: who takes a translation away waits here until
+/// no vCPU uses it any more.
 ///
 /// A vCPU's thread brackets each access by plain stores and one load of the request counter
-/// (``TranslationCache``); the order that this needs between processors is paid for by the requester
-/// (membarrier, Linux 4.14), or by a fence in each access where the host has none. Mirrors what
-/// `kvm_flush_remote_tlbs` promises: after it no access of before is under way, and none begins with
-/// a translation of before.
+/// (``TranslationCache``); the order that this needs between processors is paid for by the
+/// requester (membarrier, Linux 4.14), or by a fence in each access where the host has none.
+/// Mirrors what `kvm_flush_remote_tlbs` promises: after it no access of before is under way, and
+/// none begins with a translation of before.
 ///
 /// Thread rules: every call may come from any thread. A request is made outside of accesses (two
 /// threads that make one inside would wait for each other), and not while the caller holds what a

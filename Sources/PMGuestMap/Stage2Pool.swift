@@ -6,8 +6,8 @@ internal import PMArena
 /// A chunk costs address space only; its pages come from the host as tables are made. Tables that
 /// left the tree wait in a queue, because a walker without a lock may still read them.
 ///
-/// Thread rules: any thread may call anything; one spin lock, held for a few instructions (and for a
-/// `mmap` where the pool grows), orders it all.
+/// Thread rules: any thread may call anything; one spin lock, held for a few instructions (and for
+/// a `mmap` where the pool grows), orders it all.
 @usableFromInline
 final class Stage2Pool: @unchecked Sendable {
   // Sendable: `lock` covers every variable below; pages belong to who took them.
@@ -28,8 +28,10 @@ final class Stage2Pool: @unchecked Sendable {
   private var reclaimed = 0
   private var inUse = 0
 
-  /// The first chunk is 256 KiB; each further one doubles the pool, up to 32 MiB at a time.
+  /// The first chunk is 256 KiB. From the second on they are large enough for huge pages, and each
+  /// doubles the pool, up to 32 MiB at a time.
   private static let firstTables = 64
+  private static let secondTables = 1024
   private static let largestTables = 8192
 
   /// Maps the first chunk; throws where the host refuses.
@@ -70,7 +72,7 @@ final class Stage2Pool: @unchecked Sendable {
   }
 
   private func grow() -> Bool {
-    let tables = min(max(Stage2Pool.firstTables, mappedTables), Stage2Pool.largestTables)
+    let tables = min(max(Stage2Pool.secondTables, mappedTables), Stage2Pool.largestTables)
     guard let chunk = try? Chunk(tables: tables) else { return false }
     add(chunk, tables: tables)
     return true
@@ -108,7 +110,8 @@ final class Stage2Pool: @unchecked Sendable {
   func reclaim(upTo mark: Int) -> Int {
     withLock {
       let count = min(max(0, mark - reclaimed), detached.count)
-      free.append(contentsOf: detached.prefix(count))
+      // The next one to be taken is the one detached first, which is mostly the lowest.
+      free.append(contentsOf: detached.prefix(count).reversed())
       detached.removeFirst(count)
       reclaimed += count
       return count

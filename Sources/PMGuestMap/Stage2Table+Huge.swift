@@ -26,9 +26,9 @@ extension Stage2Table {
     gfn.rawValue & ~UInt64(SPTE.frames(level: level) - 1)
   }
 
-  /// Puts a huge leaf in the place of a table: its leaves are visited as zapped, the table and those
-  /// below it are detached. Returns `occupiedByLeaf` where a leaf stands there instead of a table, and
-  /// `lostRace` where nothing stands there or another thread was faster.
+  /// Puts a huge leaf in the place of a table: its leaves are visited as zapped, the table and
+  /// those below it are detached. Returns `occupiedByLeaf` where a leaf stands there instead of a
+  /// table, and `lostRace` where nothing stands there or another thread was faster.
   ///
   /// Shared. The caller flushes the range afterwards. Mirrors the case of a huge fault over a table
   /// in `tdp_mmu_map_handle_target_level` (6.1), and `recover_huge_pages_range` (6.13).
@@ -51,8 +51,8 @@ extension Stage2Table {
     return .installed
   }
 
-  /// Puts a full table of 512 children in the place of a huge leaf: each child inherits everything but
-  /// the size, and needs no flush. `lostRace` where no huge leaf stands there.
+  /// Puts a full table of 512 children in the place of a huge leaf: each child inherits everything
+  /// but the size, and needs no flush. `lostRace` where no huge leaf stands there.
   ///
   /// Shared. A bit that a fast page fault or an access adds to the leaf meanwhile is inherited too.
   /// With `restoringExecute` children of level 1 regain X. Mirrors `tdp_mmu_split_huge_page`, the
@@ -66,7 +66,7 @@ extension Stage2Table {
     guard let table = pool.take(isZeroed: false) else { return .outOfMemory }
     while old.isPresent, old.isLarge {
       let first = old.child(0, level: level, restoringExecute: restoringExecute)
-      pm_sptes_fill(table, 512, first.rawValue, 4096 << UInt64(9 * (level - 2)))
+      pm_sptes_fill(table, 512, first.rawValue, UInt32(12 + 9 * (level - 2)))
       let found = pm_spte_compare_exchange_seq_cst(
         slot, old.rawValue, SPTE.naming(table).rawValue)
       if found == old.rawValue {

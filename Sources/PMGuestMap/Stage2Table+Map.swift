@@ -19,8 +19,8 @@ public enum Stage2InstallResult: Hashable, Sendable {
 
 /// Where a thread mapped last: the lowest table of its last walk.
 ///
-/// Spares walks from the root to whoever maps or unmaps frames in order. It belongs to one thread at
-/// a time, and may be used with any tree at any time: it knows when its table has left the tree.
+/// Spares walks from the root to whoever maps or unmaps frames in order. It belongs to one thread
+/// at a time, and may be used with any tree at any time: it knows when its table has left the tree.
 public struct Stage2Cursor: @unchecked Sendable, BitwiseCopyable {
   // Sendable: a value that one thread uses at a time; the table behind the pointer is atomic words.
 
@@ -54,9 +54,10 @@ extension Stage2Table {
 
   /// Maps one 4 KiB frame where nothing is mapped yet: the hot path of an install in order.
   ///
-  /// Shared. The result is that of ``install(_:level:_:expected:)``. Mirrors `kvm_tdp_mmu_map` for a
-  /// fault at level 1, Linux 6.1. pre: the frame is below ``frameLimit`` (stops the process) and the
-  /// attributes' writability is legal (tested in debug builds and whenever a table is walked to).
+  /// Shared. The result is that of ``install(_:level:_:expected:)``. Mirrors `kvm_tdp_mmu_map` for
+  /// a fault at level 1, Linux 6.1. pre: the frame is below ``frameLimit`` (stops the process) and
+  /// the attributes' writability is legal (tested in debug builds and whenever a table is walked
+  /// to).
   @inlinable @inline(__always)
   public func map(
     _ gfn: GFN, _ pfn: PFN, _ attributes: SPTE.Attributes, _ cursor: inout Stage2Cursor
@@ -100,6 +101,7 @@ extension Stage2Table {
     _ gfn: GFN, level: Int, _ new: SPTE, expected: SPTE? = nil
   ) -> Stage2InstallResult {
     precondition(level >= 1 && level <= 3, "a leaf at level \(level)")
+    precondition(!new.isTable, "bit 63 belongs to entries that name tables")
     if new.isPresent {
       precondition(new.isWritabilityLegal, "an entry with contradicting write bits: \(new)")
       precondition(level == 1 || new.isLarge, "a leaf of level \(level) without the large bit")
@@ -155,7 +157,7 @@ extension Stage2Table {
     let old = SPTE(rawValue: pm_spte_load_acquire(slot))
     if old.isFrozen { return .lostRace }
     if old.isPresent {
-      if level > 1, !old.isLarge { return .occupiedByTable }
+      if old.isTable { return .occupiedByTable }
       if old == new { return .spurious }
       if old.pfn != new.pfn || !new.isPresent { return .occupiedByLeaf(level: level) }
     }
@@ -166,10 +168,10 @@ extension Stage2Table {
     return .installed
   }
 
-  /// Maps `count` frames from `gfn` on to as many page frames from `pfn` on, 4 KiB each, and returns
-  /// for how many from the start the mapping stands now: `count`, unless a frame is mapped to another
-  /// page or by a huge leaf, another thread is at work on it, or the host has no memory for a table
-  /// (``install(_:level:_:expected:)`` of that frame tells).
+  /// Maps `count` frames from `gfn` on to as many page frames from `pfn` on, 4 KiB each, and
+  /// returns for how many from the start the mapping stands now: `count`, unless a frame is mapped
+  /// to another page or by a huge leaf, another thread is at work on it, or the host has no memory
+  /// for a table (``install(_:level:_:expected:)`` of that frame tells).
   ///
   /// Shared; faster with `isExclusive`, by which the caller says that it holds the lock alone. A
   /// table that is missing is filled before it is linked.
@@ -203,7 +205,7 @@ extension Stage2Table {
     while !entry.isTable {
       if entry.isPresent || entry.isFrozen { return 0 }
       guard let fresh = pool.take(isZeroed: count < 512) else { return 0 }
-      pm_sptes_fill(fresh + start, count, new.rawValue, 4096)
+      pm_sptes_fill(fresh + start, count, new.rawValue, 12)
       let found = link(fresh, into: slot, expected: entry)
       if found == entry {
         pm_stage2_count_add_relaxed(counter(fresh, level: 1), Int64(count))
@@ -213,7 +215,7 @@ extension Stage2Table {
     }
     let slots = pm_spte_table(entry.rawValue) + start
     if isExclusive, pm_sptes_are_zero(slots, count) {
-      pm_sptes_fill(slots, count, new.rawValue, 4096)
+      pm_sptes_fill(slots, count, new.rawValue, 12)
       pm_stage2_count_add_relaxed(counter(slots, level: 1), Int64(count))
       return count
     }

@@ -1,8 +1,8 @@
 public import CPhysmemShim
 public import PMUnits
 
-// Changing leaves in place. Each change is a compare-and-exchange of a leaf that is still present, so
-// that a zap or a fast page fault on another thread is never undone.
+// Changing leaves in place. Each change is a compare-and-exchange of a leaf that is still present,
+// so that a zap or a fast page fault on another thread is never undone.
 
 /// What a fast page fault did.
 public enum FastFixResult: Hashable, Sendable {
@@ -25,8 +25,8 @@ public enum Stage2Walk: Hashable, Sendable {
 }
 
 extension Stage2Table {
-  /// Replaces a leaf by what `change` makes of it, as long as it is present; returns the old leaf if
-  /// it was changed. `change` returns nil to leave it.
+  /// Replaces a leaf by what `change` makes of it, as long as it is present; returns the old leaf
+  /// if it was changed. `change` returns nil to leave it.
   @inlinable @inline(__always)
   func update(
     _ slot: UnsafeMutablePointer<UInt64>, _ entry: SPTE, level: Int,
@@ -61,9 +61,9 @@ extension Stage2Table {
     return changed
   }
 
-  /// Takes W from all leaves of at least `minLevel` that intersect a range, and MMU-writable too with
-  /// `clearingMMUWritable`; visits the old entry of each leaf that changed. Returns whether any did:
-  /// the caller has to flush.
+  /// Takes W from all leaves of at least `minLevel` that intersect a range, and MMU-writable too
+  /// with `clearingMMUWritable`; visits the old entry of each leaf that changed. Returns whether
+  /// any did: the caller has to flush.
   ///
   /// Shared. Mirrors `kvm_tdp_mmu_wrprot_slot` and `write_protect_gfn` of the TDP MMU, Linux 6.1.
   @inlinable @discardableResult
@@ -84,9 +84,9 @@ extension Stage2Table {
     writeProtect(range, minLevel: minLevel, clearingMMUWritable: clearingMMUWritable) { _, _, _ in }
   }
 
-  /// Clears what finds the next write on all leaves of a range: the dirty bit, or W where the entry is
-  /// of a kind that finds writes by write protection. Visits the old entry of each leaf that changed;
-  /// returns whether any did.
+  /// Clears what finds the next write on all leaves of a range: the dirty bit, or W where the entry
+  /// is of a kind that finds writes by write protection. Visits the old entry of each leaf that
+  /// changed; returns whether any did.
   ///
   /// Shared. Mirrors `kvm_tdp_mmu_clear_dirty_slot`, Linux 6.1.
   @inlinable @discardableResult
@@ -101,8 +101,8 @@ extension Stage2Table {
   public func clearDirty(_ range: Range<GFN>) -> Bool { clearDirty(range) { _, _, _ in } }
 
   /// Re-protects the 4 KiB leaves of up to 64 frames: `first + n` for each bit `n` of `mask`. By
-  /// write protection with `writeProtecting`, else as ``clearDirty(_:_:)``. Huge leaves stay. Visits
-  /// the old entry of each leaf that changed; returns whether any did.
+  /// write protection with `writeProtecting`, else as ``clearDirty(_:_:)``. Huge leaves stay.
+  /// Visits the old entry of each leaf that changed; returns whether any did.
   ///
   /// Shared. Mirrors `kvm_tdp_mmu_clear_dirty_pt_masked`, Linux 6.1.
   @inlinable @discardableResult
@@ -169,9 +169,9 @@ extension Stage2Table {
   /// The fast page fault: gives an entry back what an aging or a write protection took, without the
   /// lock and without a look at the page.
   ///
-  /// Lock-free. `logsDirty` says that the frame's slot logs dirty pages, in which case W is not given
-  /// back to huge leaves. Mirrors `fast_page_fault` and `fast_pf_fix_direct_spte`, Linux 6.1; its
-  /// caller has excluded reserved-bit faults and entries that never were present.
+  /// Lock-free. `logsDirty` says that the frame's slot logs dirty pages, in which case W is not
+  /// given back to huge leaves. Mirrors `fast_page_fault` and `fast_pf_fix_direct_spte`, Linux 6.1;
+  /// its caller has excluded reserved-bit faults and entries that never were present.
   public func fastFix(
     _ gfn: GFN, write: Bool, execute: Bool = false, logsDirty: Bool = false
   ) -> FastFixResult {
@@ -196,8 +196,8 @@ extension Stage2Table {
     return .giveUp
   }
 
-  /// What the guest's processor does on a miss of its translation cache: walks the tables, checks the
-  /// access, and sets the accessed and dirty bits as it goes.
+  /// What the guest's processor does on a miss of its translation cache: walks the tables, checks
+  /// the access, and sets the accessed and dirty bits as it goes.
   ///
   /// Lock-free. A write needs W; its dirty bit is set where the entry has such bits. The caller may
   /// keep the translation, for writes only if the leaf has W and ``SPTE/isDirty``.

@@ -127,7 +127,7 @@ extension Stage2Table {
         rawValue: pm_spte_exchange_seq_cst(table + place, SPTE.frozen.rawValue))
       guard old.isPresent else { continue }
       let gfn = first + UInt64(place) * frames
-      if level > 1, !old.isLarge {
+      if old.isTable {
         drain(pm_spte_table(old.rawValue), level: level - 1, first: gfn, visit)
       } else {
         dropped += 1

@@ -5,8 +5,8 @@ public import PMUnits
 /// A tree of stage-2 tables: guest frames to page frames, 512 entries per table, 4 or 5 levels.
 ///
 /// Leaves stand at level 1 (4 KiB), 2 (2 MiB) and 3 (1 GiB). A present leaf is never overwritten by
-/// one of another page: it has to be zapped first. The tree knows nothing of reference counts, dirty
-/// logs and translation caches; whoever changes it acts on what the calls return or visit.
+/// one of another page: it has to be zapped first. The tree knows nothing of reference counts,
+/// dirty logs and translation caches; whoever changes it acts on what the calls return or visit.
 ///
 /// Thread rules, as those of KVM's TDP MMU. Each call names what it needs:
 /// - "lock-free": any thread at any time, provided that no table it may be reading is recycled
@@ -23,6 +23,8 @@ public final class Stage2Table: @unchecked Sendable {
   public let levels: Int
   /// One more than the highest guest frame that has an entry: 2^36 or 2^45.
   public let frameLimit: UInt64
+  /// The frames whose walk may start at the root's level 4: all of a tree of 4 levels, else none.
+  @usableFromInline let quickLimit: UInt64
   @usableFromInline let root: UnsafeMutablePointer<UInt64>
   /// Line 0 holds the generation, lines 1 to 16 the counters of leaves per level.
   @usableFromInline let control: UnsafeMutablePointer<UInt64>
@@ -43,6 +45,7 @@ public final class Stage2Table: @unchecked Sendable {
     guard let root = pool.take() else { fatalError("the first chunk has no table") }
     self.levels = levels
     frameLimit = 1 << UInt64(9 * levels)
+    quickLimit = levels == 4 ? 1 << 36 : 0
     self.root = root
     self.pool = pool
     let words = 8 * (1 + Stage2Table.counterLines)
@@ -81,24 +84,25 @@ extension Stage2Table {
   @inlinable @inline(__always)
   public func lookup(_ gfn: GFN) -> (spte: SPTE, level: Int)? {
     let raw = gfn.rawValue
-    guard raw < frameLimit else { return nil }
-    var table = root
-    if levels == 5 {
-      let top = SPTE(rawValue: pm_spte_load_acquire(table + Int(raw &>> 36)))
-      guard top.isTable else { return nil }
-      table = pm_spte_table(top.rawValue)
-    }
-    let fourth = SPTE(rawValue: pm_spte_load_acquire(table + index(raw, 4)))
-    guard fourth.isTable else { return nil }
-    table = pm_spte_table(fourth.rawValue)
+    guard _fastPath(raw < quickLimit) else { return lookupSlowly(gfn) }
+    let fourth = SPTE(rawValue: pm_spte_load_acquire(root + index(raw, 4)))
+    guard _fastPath(fourth.isTable) else { return nil }
+    var table = pm_spte_table(fourth.rawValue)
     let third = SPTE(rawValue: pm_spte_load_acquire(table + index(raw, 3)))
-    guard third.isTable else { return third.isPresent ? (third, 3) : nil }
+    guard _fastPath(third.isTable) else { return third.isPresent ? (third, 3) : nil }
     table = pm_spte_table(third.rawValue)
     let second = SPTE(rawValue: pm_spte_load_acquire(table + index(raw, 2)))
     guard second.isTable else { return second.isPresent ? (second, 2) : nil }
     table = pm_spte_table(second.rawValue)
     let first = SPTE(rawValue: pm_spte_load_acquire(table + index(raw, 1)))
     return first.isPresent ? (first, 1) : nil
+  }
+
+  @usableFromInline @inline(never)
+  func lookupSlowly(_ gfn: GFN) -> (spte: SPTE, level: Int)? {
+    guard gfn.rawValue < frameLimit else { return nil }
+    let (_, entry, level) = lowestEntry(gfn.rawValue)
+    return entry.isPresent && !entry.isTable ? (entry, level) : nil
   }
 
   /// The lowest entry on the way to a guest frame, with its place and level: a leaf, or whatever

@@ -1,8 +1,8 @@
 public import CPhysmemShim
 
 // Guest loads and stores: a whole access each. Nil (false) means that nothing was loaded (stored),
-// because the cache does not know the page for this kind of access or the bytes cross the end of the
-// page; the caller walks the tables or cuts the access in two.
+// because the cache does not know the page for this kind of access or the bytes cross the end of
+// the page; the caller walks the tables or cuts the access in two.
 //
 // Each is a single volatile access, whole where the address is aligned, and relaxed.
 

@@ -1,7 +1,8 @@
 public import CPhysmemShim
 public import PMUnits
 
-/// A vCPU's translations: guest frames to the host addresses of their bytes, the software guest's TLB.
+/// A vCPU's translations: guest frames to the host addresses of their bytes, the software guest's
+/// TLB.
 ///
 /// Direct-mapped, one entry per 4 KiB whatever the size of the leaf behind it. An access is
 /// bracketed by ``enter()`` and ``leave()``, or is one of the loads and stores that do both:
@@ -17,8 +18,8 @@ public import PMUnits
 /// translated is good until ``leave()``, and tables that are read are not recycled. Accesses do not
 /// nest.
 ///
-/// A value of one word without mutating calls, so that it costs nothing to keep it as a constant of a
-/// class.
+/// A value of one word without mutating calls, so that it costs nothing to keep it as a constant of
+/// a class.
 ///
 /// Thread rules: ``bind()`` on the thread that runs the vCPU, and then everything on that thread
 /// only. Any thread may make the cache and end it.
@@ -29,9 +30,9 @@ public struct TranslationCache: ~Copyable, @unchecked Sendable {
   @usableFromInline let port: UnsafeMutablePointer<pm_gate_port>
   private let gate: FlushGate
 
-  /// The binary logarithm of the number of entries: 2048 entries of 16 bytes.
+  /// The binary logarithm of the number of entries: 4096 entries of 16 bytes.
   @inlinable @inline(__always)
-  static var entryBits: UInt64 { 11 }
+  static var entryBits: UInt64 { 12 }
   /// Guest frames have at most 52 bits; the epoch stands above them.
   @inlinable @inline(__always)
   static var firstEpoch: UInt64 { 1 << 52 }
@@ -55,8 +56,9 @@ public struct TranslationCache: ~Copyable, @unchecked Sendable {
 
   // MARK: The thread
 
-  /// Names the calling thread as the one that runs the vCPU. To be called before its first access on
-  /// a thread; costs next to nothing when it is the same as before. Mirrors `vcpu_load`, Linux 6.1.
+  /// Names the calling thread as the one that runs the vCPU. To be called before its first access
+  /// on a thread; costs next to nothing when it is the same as before. Mirrors `vcpu_load`, Linux
+  /// 6.1.
   /// pre: no other thread is inside of an access of this vCPU.
   @inlinable @inline(__always)
   public func bind() {
@@ -102,10 +104,12 @@ public struct TranslationCache: ~Copyable, @unchecked Sendable {
     port.pointee.epoch = isOverflow ? TranslationCache.firstEpoch : epoch
   }
 
-  /// The entry of a frame. Multiplied, so that frames at any regular distance spread.
+  /// The entry of a frame. Multiplied, so that frames at regular distances spread: for 512 frames
+  /// in 1 to 512 runs at distances of 2 MiB to 1 GiB this factor gives a fifth of the clashes that
+  /// chance would, in the median none.
   @inlinable @inline(__always)
   func entry(_ gfn: UInt64) -> UnsafeMutablePointer<pm_translation> {
-    let hash = (gfn &* 0x9e37_79b9_7f4a_7c15) &>> (64 &- TranslationCache.entryBits)
+    let hash = (gfn &* 0xd6e8_feb8_6659_fd93) &>> (64 &- TranslationCache.entryBits)
     return port.pointee.entries + Int(truncatingIfNeeded: hash)
   }
 
@@ -121,8 +125,8 @@ public struct TranslationCache: ~Copyable, @unchecked Sendable {
   }
 
   /// Keeps the translation of a frame until the next flush. pre: inside of an access that began
-  /// before the tables were read; `page` is a multiple of 4096, and not null. `isWritable` only where
-  /// writes need no further look at the tables: the leaf has W and is dirty.
+  /// before the tables were read; `page` is a multiple of 4096, and not null. `isWritable` only
+  /// where writes need no further look at the tables: the leaf has W and is dirty.
   @inlinable
   public func fill(_ gfn: GFN, page: UnsafeMutableRawPointer, isWritable: Bool) {
     assert(isEntered, "a translation that no flush waits for")

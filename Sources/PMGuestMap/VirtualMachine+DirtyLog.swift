@@ -167,6 +167,13 @@ extension VirtualMachine {
       }
     }
     let usesDirtyBit = configuration.capabilities.hasPageModificationLog
+    var mask = mask
+    if !usesDirtyBit {
+      let quick = table.protectSettled(first: base, mask: mask)
+      if quick.changed { isChanged = true }
+      mask = quick.left
+      if mask == 0 { return isChanged }
+    }
     let other = table.reprotect(first: base, mask: mask, writeProtecting: !usesDirtyBit) {
       _, _, old in
       if usesDirtyBit, old.isDirty { markLost(old, accessed: false, dirty: true, on: &cpu) }

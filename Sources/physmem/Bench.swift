@@ -5,13 +5,13 @@ internal import PMBench
 /// `physmem bench`.
 struct Bench: ParsableCommand {
   static let configuration = CommandConfiguration(
-    abstract: "Times counts and allocator, each case beside its limit in the same run.",
+    abstract: "Times counts, allocator and guest mapping, each beside its limit in the same run.",
     discussion: """
       Subject and limit are measured in turn, at least nine rounds; the value is the median, the \
       ratio the median of the rounds' ratios. Exit code 1 where a bar is not met.
       """)
 
-  @Argument(help: "Groups of cases: refcount, alloc, free, replay, machine. None: all.")
+  @Argument(help: "Groups of cases: refcount, alloc, free, map, replay, machine. None: all.")
   var groups: [String] = []
 
   @Flag(help: "Print one JSON object.")
@@ -24,7 +24,7 @@ struct Bench: ParsableCommand {
   var filter: String?
 
   func validate() throws {
-    let known = ["refcount", "alloc", "free", "replay", "machine"]
+    let known = ["refcount", "alloc", "free", "map", "replay", "machine"]
     if let unknown = groups.first(where: { !known.contains($0) }) {
       throw ValidationError("unknown group '\(unknown)': expected \(known.joined(separator: ", "))")
     }
@@ -33,7 +33,10 @@ struct Bench: ParsableCommand {
 
   func run() throws {
     // Freeing belongs to the allocator: `bench alloc` runs both.
-    let wanted = groups.contains("alloc") ? groups + ["free"] : groups
+    // Mapping is what stage-2 tables, guests, dirty logs and notifiers do.
+    var wanted = groups
+    if groups.contains("alloc") { wanted.append("free") }
+    if groups.contains("map") { wanted += ["stage2", "guest", "dirty", "notifier"] }
     let cases = BenchmarkCase.all(wanted).filter { item in
       filter.map { item.name.contains($0) } ?? true
     }

@@ -44,7 +44,7 @@ struct SPTETests {
   }
 
   @Test(
-    "Aging with accessed bits clears the bit, without them it takes R, W and X and gives R and X back"
+    "Aging clears the accessed bit, or takes R, W and X where there is none and keeps R and X"
   )
   func aging() {
     let leaf = SPTE.makeLeaf(pfn: PFN(7), level: 1, .readWrite)

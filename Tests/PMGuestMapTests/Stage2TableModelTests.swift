@@ -8,8 +8,8 @@ private struct Stage2Pair {
   var model: Stage2Model
   var random: Stage2Random
   var cursor = Stage2Cursor()
-  /// Guest frames of a few places that share tables at all levels: low, across a 1 GiB border, at the
-  /// top of the tree.
+  /// Guest frames of a few places that share tables at all levels: low, across a 1 GiB border, at
+  /// the top of the tree.
   let places: [UInt64]
 
   struct Dropped: Equatable {

@@ -3,7 +3,7 @@ import PMGuestMap
 import PMUnits
 import Testing
 
-@Suite("Stage-2 tables and threads")
+@Suite("Stage-2 tables and threads", .serialized)
 struct Stage2TableThreadTests {
   private static func results(_ count: Int) -> [NSMutableArray] {
     (0..<count).map { _ in NSMutableArray() }
@@ -90,6 +90,7 @@ struct Stage2TableThreadTests {
             _ = table.fastFix(GFN(gfn), write: true)
             cache.leave()
           }
+          sched_yield()
         }
       },
       {
@@ -126,6 +127,7 @@ struct Stage2TableThreadTests {
           for _ in 0..<16 where table.fastFix(GFN(1), write: true) == .fixed(addedWrite: true) {
             fixed.value += 1
           }
+          sched_yield()
         }
       },
       {
