@@ -59,7 +59,9 @@ struct TidyTests {
   @Test("C is imported where it is needed only")
   func cImports() {
     let allowed = [
-      "CPhysmemShim": ["PMArena", "PMFrames", "PMPageAllocator", "PMRealGuest"],
+      "CPhysmemShim": [
+        "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap", "PMRealGuest",
+      ],
       "CPhysmemLimits": ["PMBench"], "CZlib": ["PMReplay"],
     ]
     for (path, text) in sources where path.hasPrefix("Sources/") {
@@ -133,7 +135,10 @@ struct TidyTests {
 
   @Test("Every library module has tests, and paths named in the documents exist")
   func documents() throws {
-    for module in ["PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMReplay"] {
+    for module in [
+      "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
+      "PMRealGuest", "PMReplay", "PMConform",
+    ] {
       let folder = root.appendingPathComponent("Tests/\(module)Tests").path
       #expect(FileManager.default.fileExists(atPath: folder), "\(module) has no tests")
     }
