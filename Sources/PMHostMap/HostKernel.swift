@@ -6,7 +6,7 @@ public import PMUnits
 /// What all host processes share: the zero pages, the pool of huge pages, the LRU batches, and the
 /// rules of the kernel.
 ///
-/// Every operation that may allocate, free or mark a page takes the CPU it runs on, see ``CPU``. Two
+/// Every operation that may allocate, free or mark a page takes the CPU it runs on, see `CPU` in PMPageAllocator. Two
 /// threads with CPUs of their own may use the same host at the same time.
 public final class HostKernel: @unchecked Sendable {
   // Sendable: constant after init, except the batches, which are per CPU and touched by the holder of
