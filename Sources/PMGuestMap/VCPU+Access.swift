@@ -8,7 +8,8 @@ internal import PMUnits
 extension VCPU {
   /// How an attempt at one page ended.
   private enum Attempt {
-    case done(UInt64)
+    /// The value, and whether the processor has just set a dirty bit that it logs.
+    case done(UInt64, isLogged: Bool)
     case violation
   }
 
@@ -74,7 +75,10 @@ extension VCPU {
   ) -> GuestAccess {
     let gfn = GFN(guestPhysicalAddress: gpa)
     while true {
-      if case .done(let result) = attempt(gpa, byteCount, value) { return .done(result) }
+      if case .done(let result, let isLogged) = attempt(gpa, byteCount, value) {
+        if isLogged { vm.drainPageModificationLog(gfn, addressSpace: addressSpace, vcpu: self) }
+        return .done(result)
+      }
       switch translate(gfn, isWrite: value != nil, on: &cpu) {
       case .ready: continue
       case .exit(let exit):
@@ -121,8 +125,12 @@ extension VCPU {
     cache.enter()
     defer { cache.leave() }
     if let page = cache.translate(gfn, forWrite: value != nil) {
-      return .done(touch(page + Int(gpa & 4095), byteCount, value))
+      return .done(touch(page + Int(gpa & 4095), byteCount, value), isLogged: false)
     }
+    // A processor with a page-modification log notes each dirty bit that it sets.
+    let logs = value != nil && vm.configuration.capabilities.hasPageModificationLog
+    let wasClean =
+      logs && vm.tables[addressSpace].lookup(gfn).map { !$0.spte.hasDirtyBit } ?? false
     guard
       case .granted(let spte, let level) = vm.tables[addressSpace].accessWalk(
         gfn, write: value != nil)
@@ -131,13 +139,14 @@ extension VCPU {
     let pfn = PFN(spte.pfn.rawValue &+ inside)
     if vm.checksAccesses { vm.checkAccess(gfn, pfn) }
     guard let page = vm.kernel.bytes(of: pfn) else {
-      return .done(touchDevice(pfn.physicalAddress + (gpa & 4095), byteCount, value))
+      return .done(
+        touchDevice(pfn.physicalAddress + (gpa & 4095), byteCount, value), isLogged: wasClean)
     }
     // With checks on, every access is looked at.
     if !vm.checksAccesses {
       cache.fill(gfn, page: page, isWritable: spte.isWritable && spte.isDirty)
     }
-    return .done(touch(page + Int(gpa & 4095), byteCount, value))
+    return .done(touch(page + Int(gpa & 4095), byteCount, value), isLogged: wasClean)
   }
 
   /// Reads or writes up to eight bytes, little endian, and returns what a read found.
@@ -228,6 +237,15 @@ extension VirtualMachine {
       return .done(0)
     }
     return .done(UInt64(littleEndian: word))
+  }
+
+  /// What the processor's log of dirty bits holds goes to the slot's log. Mirrors
+  /// `vmx_flush_pml_buffer`, at once instead of at the next exit.
+  func drainPageModificationLog(_ gfn: GFN, addressSpace: Int, vcpu: VCPU) {
+    readers.lockShared()
+    defer { readers.unlock() }
+    guard let slot = slots[addressSpace].slot(containing: gfn) else { return }
+    markDirtyIfLogged(gfn, slot, vcpu)
   }
 
   /// Notes an access to a frame that nobody owns.

@@ -45,7 +45,15 @@ extension VirtualMachine {
     let gfns = slot.baseGFN..<slot.endGFN
     mmuLock.lockShared()
     if configuration.mmu == .tdp, configuration.splitsEagerly { _ = table.splitRange(gfns) }
-    table.writeProtect(gfns)
+    if configuration.capabilities.hasPageModificationLog {
+      // The processor logs dirty bits of small leaves by itself; large ones are still found by W.
+      table.clearDirty(gfns) { _, _, old in
+        markLost(old, accessed: false, dirty: true, on: &cpu)
+      }
+      table.writeProtect(gfns, minLevel: 2)
+    } else {
+      table.writeProtect(gfns)
+    }
     mmuLock.unlock()
     gate.requestFlush()
   }
