@@ -14,7 +14,10 @@ public struct KPagePlayer: TablePlayer {
 
   /// Plays every row.
   public func outcomes(of table: TruthTable) -> [RowOutcome] {
-    let played = KPageRow.playAll(on: table.host)
+    let played = KPageRow.playAll(on: table.host) {
+      // The zero page had been referenced by programs before.
+      $0.machine.insertFlags(.referenced, of: $0.kernel.zeroPage)
+    }
     return table.rows.map { row in
       func cell(_ name: String) -> String { table.cell(row, name) ?? "" }
       if cell("backing").hasPrefix("module:") {
@@ -32,7 +35,7 @@ public struct KPagePlayer: TablePlayer {
 }
 
 /// A row by what it asks for.
-struct KPageRow: Hashable {
+struct KPageRow: SharedMachineRow {
   var backing: String
   var access: String
   var slot: String
@@ -56,25 +59,6 @@ struct KPageRow: Hashable {
     return rows
   }
 
-  static func playAll(on facts: HostFacts) -> [KPageRow: RowOutcome] {
-    do {
-      let host = try MeasuredHost.make(facts)
-      // The zero page had been referenced by programs before.
-      host.machine.insertFlags(.referenced, of: host.kernel.zeroPage)
-      var outcomes: [KPageRow: RowOutcome] = [:]
-      for row in all {
-        do {
-          outcomes[row] = try row.play(host)
-        } catch {
-          outcomes[row] = .failed("\(error)")
-        }
-      }
-      return outcomes
-    } catch {
-      return Dictionary(uniqueKeysWithValues: all.map { ($0, .failed("\(error)")) })
-    }
-  }
-
   /// The name of the memory and how it was touched.
   private var memory: (kind: String, touch: UserMapping.Touch) {
     switch backing {
@@ -86,7 +70,7 @@ struct KPageRow: Hashable {
     }
   }
 
-  private func play(_ host: MeasuredHost) throws -> RowOutcome {
+  func play(_ host: MeasuredHost) throws -> RowOutcome {
     let process = HostProcess(kernel: host.kernel)
     if backing == "packet_ring" {
       guard let block = PageBlock("comp_o4", kernel: host.kernel, on: &host.cpu) else {

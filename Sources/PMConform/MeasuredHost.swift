@@ -105,6 +105,36 @@ final class MeasuredVM {
   }
 }
 
+/// A row of a table whose rows share one machine, because pages go on from row to row.
+protocol SharedMachineRow: Hashable {
+  /// All rows in the order in which they were measured.
+  static var all: [Self] { get }
+  func play(_ host: MeasuredHost) throws -> RowOutcome
+}
+
+extension SharedMachineRow {
+  /// Plays all rows in one machine, which `prepare` puts into the state of the measured one.
+  static func playAll(
+    on facts: HostFacts, prepare: (MeasuredHost) -> Void = { _ in }
+  ) -> [Self: RowOutcome] {
+    do {
+      let host = try MeasuredHost.make(facts)
+      prepare(host)
+      var outcomes: [Self: RowOutcome] = [:]
+      for row in all {
+        do {
+          outcomes[row] = try row.play(host)
+        } catch {
+          outcomes[row] = .failed("\(error)")
+        }
+      }
+      return outcomes
+    } catch {
+      return Dictionary(uniqueKeysWithValues: all.map { ($0, .failed("\(error)")) })
+    }
+  }
+}
+
 /// "0", or the name of the error that `body` throws.
 func result(_ body: () throws(KernelErrno) -> Void) -> String {
   do throws(KernelErrno) {

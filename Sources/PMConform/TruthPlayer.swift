@@ -60,6 +60,25 @@ struct RowAccess {
   }
 }
 
+extension RowAccess {
+  /// What was returned and, where a page was watched, what was counted: the cells of the core table.
+  /// Empty where there was no access.
+  func cells(_ watch: PageWatch?) -> [String: String] {
+    guard let run else { return [:] }
+    var cells = ["run_err": run.error, "run_exit": run.exit]
+    guard let watch else { return cells }
+    if let first = watch.first {
+      cells["infault_ref"] = "\(first.own)"
+      cells["infault_href"] = "\(first.head)"
+    }
+    cells["n_release"] = "\(watch.releases)"
+    cells["n_dirty"] = "\(watch.dirtied)"
+    cells["n_accessed"] = "\(watch.accessed)"
+    cells["n_mark"] = "\(watch.marked)"
+    return cells
+  }
+}
+
 /// A row of the measuring module.
 struct ModuleRow {
   let kind: String
@@ -146,24 +165,10 @@ struct ModuleRow {
     }
     vm.vm.close(on: &host.cpu)
     cells["S6"] = kernel.stageCell(pfn)
-    note(made, watch, &cells)
+    cells.merge(made.cells(watch)) { $1 }
+    if made.readIsDone { cells["val_ok"] = made.readValue == 0 ? "yes" : "no" }
     try process.unmap(address..<(address + byteCount), on: &host.cpu)
     cells["S7"] = kernel.stageCell(pfn)
     return .played(cells)
-  }
-
-  private func note(_ made: RowAccess, _ watch: PageWatch, _ cells: inout [String: String]) {
-    guard let run = made.run else { return }
-    cells["run_err"] = run.error
-    cells["run_exit"] = run.exit
-    if made.readIsDone { cells["val_ok"] = made.readValue == 0 ? "yes" : "no" }
-    if let first = watch.first {
-      cells["infault_ref"] = "\(first.own)"
-      cells["infault_href"] = "\(first.head)"
-    }
-    cells["n_release"] = "\(watch.releases)"
-    cells["n_dirty"] = "\(watch.dirtied)"
-    cells["n_accessed"] = "\(watch.accessed)"
-    cells["n_mark"] = "\(watch.marked)"
   }
 }

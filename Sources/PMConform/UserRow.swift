@@ -5,7 +5,7 @@ internal import PMPageAllocator
 internal import PMUnits
 
 /// A row of user memory of the core table, by what it asks for.
-struct UserRow: Hashable {
+struct UserRow: SharedMachineRow {
   var kind: String
   var slot: String
   var access: String
@@ -56,25 +56,7 @@ struct UserRow: Hashable {
     return rows
   }
 
-  /// Plays all rows in one machine.
-  static func playAll(on facts: HostFacts) -> [UserRow: RowOutcome] {
-    do {
-      let host = try MeasuredHost.make(facts)
-      var outcomes: [UserRow: RowOutcome] = [:]
-      for row in all {
-        do {
-          outcomes[row] = try row.play(host)
-        } catch {
-          outcomes[row] = .failed("\(error)")
-        }
-      }
-      return outcomes
-    } catch {
-      return Dictionary(uniqueKeysWithValues: all.map { ($0, .failed("\(error)")) })
-    }
-  }
-
-  private func play(_ host: MeasuredHost) throws -> RowOutcome {
+  func play(_ host: MeasuredHost) throws -> RowOutcome {
     let kernel = host.kernel
     let process = HostProcess(kernel: kernel)
     guard let (kind, touch) = UserMapping.parse(kind) else { return .failed("kind \(kind)") }
@@ -134,17 +116,7 @@ struct UserRow: Hashable {
     cells["pos"] =
       before == nil && after == nil
       ? "no_pfn" : before == nil ? "pfn_new" : before == after ? "same_pfn" : "pfn_changed"
-    guard let run = made.run else { return }
-    cells["run_err"] = run.error
-    cells["run_exit"] = run.exit
-    guard before != nil else { return }
-    if let first = watch.first {
-      cells["infault_ref"] = "\(first.own)"
-      cells["infault_href"] = "\(first.head)"
-    }
-    cells["n_release"] = "\(watch.releases)"
-    cells["n_dirty"] = "\(watch.dirtied)"
-    cells["n_accessed"] = "\(watch.accessed)"
-    cells["n_mark"] = "\(watch.marked)"
+    // A page that was not there before could not be watched.
+    cells.merge(made.cells(before == nil ? nil : watch)) { $1 }
   }
 }
