@@ -1,11 +1,13 @@
 # Two commands do all the set-up on a machine that has Swift:
-#   make demo   builds the release, replays the bundled kernel traces, tells the mail thread's story
+#   make demo   builds the release, replays the bundled kernel traces, compares with the bundled
+#               measurements of real KVM, tells the mail thread's story
 #   make test   builds and runs the tests
 # The rest is for those who work on physmem.
 
 SWIFT ?= swift
 PACKAGES = libnuma-dev zlib1g-dev
 FIXTURES = Tests/PMReplayTests/Fixtures
+TABLES = Tests/PMConformTests/Fixtures
 PHYSMEM = .build/release/physmem
 SOURCES = Package.swift Sources Tests Benchmarks
 # Steps of the lockstep test that CI runs in a release build.
@@ -16,7 +18,9 @@ STEPS ?= 1000000
 demo: build
 	@$(PHYSMEM) replay $(FIXTURES)/*.trace.gz
 	@echo
-	@$(PHYSMEM) demo
+	@$(PHYSMEM) conform kvm $(TABLES)/*.tsv
+	@echo
+	@$(PHYSMEM) kvm story
 
 test: setup
 	$(SWIFT) test

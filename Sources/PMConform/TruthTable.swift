@@ -146,13 +146,13 @@ struct TableParser {
     line += 1
     let start = position
     let limit = min(bytes.count, start + TruthTable.longestLine + 1)
-    guard let end = bytes[start..<limit].firstIndex(of: 10) else {
-      // A last line without a newline was cut off.
-      throw limit == bytes.count
-        ? error("the file ends within a line")
-        : error("the line is longer than \(TruthTable.longestLine) bytes")
+    // A last line may go without its newline: if it was cut off, its cells will not be all there.
+    let newline = bytes[start..<limit].firstIndex(of: 10)
+    guard newline != nil || limit == bytes.count else {
+      throw error("the line is longer than \(TruthTable.longestLine) bytes")
     }
-    position = end + 1
+    let end = newline ?? limit
+    position = min(bytes.count, end + 1)
     for index in start..<end {
       let byte = bytes[index]
       if byte == 13, index + 1 == end { throw error("the line ends in CR LF: expected LF alone") }
