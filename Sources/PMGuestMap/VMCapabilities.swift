@@ -105,6 +105,13 @@ public struct VMCapabilities: Hashable, Sendable {
   /// The highest guest frame that a slot may hold. Mirrors `kvm_mmu_max_gfn`.
   public var lastGFN: GFN { GFN((1 << UInt64(guestPhysicalAddressBits - 12)) - 1) }
 
+  /// The same host without a limit of guest frames.
+  var withoutFrameLimit: VMCapabilities {
+    var host = self
+    host.guestPhysicalAddressBits = 64
+    return host
+  }
+
   /// The flags that a caller may pass.
   ///
   /// - Parameters:

@@ -51,7 +51,7 @@ extension VirtualMachine {
       slot: slots[addressSpace].slot(containing: gfn), sequence: 0,
       rootGeneration: rootGeneration, hva: 0, vcpu: vcpu)
     if let slot = fault.slot { fault.hva = slot.hva(of: gfn) }
-    if let fast = fastFault(fault) { return fast }
+    if configuration.mmu == .tdp, let fast = fastFault(fault) { return fast }
     // The snapshot comes before any look at the host's page table.
     fault.sequence = invalidationSequence
     guard let slot = fault.slot else {
@@ -65,7 +65,8 @@ extension VirtualMachine {
     return map(fault, found, on: &cpu)
   }
 
-  /// The fast page fault, without the lock and without a look at the page.
+  /// The fast page fault, without the lock and without a look at the page. Direct MMUs only: a guest with
+  /// page tables of its own that are shadowed takes the slow way, prefetch included.
   private func fastFault(_ fault: GuestFault) -> FaultOutcome? {
     switch tables[fault.addressSpace].fastFix(
       fault.gfn, write: fault.isWrite, execute: fault.isFetch,

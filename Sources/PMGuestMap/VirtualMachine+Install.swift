@@ -26,7 +26,9 @@ extension VirtualMachine {
           "entry of gfn \(gfn): frame \(first), level \(level), \(describe(spte)); count of frame "
             + "\(pfn): \(kernel.hasPage(pfn) ? "\(kernel.frames.pageCount(pfn))" : "none")")
         if spte.isWritable { markDirtyIfLogged(fault.gfn, slot, fault.vcpu) }
-        if configuration.mmu == .shadow, level == 1 { prefetch(around: gfn, slot, on: &cpu) }
+        if configuration.mmu == .shadow, level == 1 {
+          prefetch(around: gfn, addressSpace: fault.addressSpace, on: &cpu)
+        }
         return .fixed
       case .spurious: return .spurious
       case .lostRace, .outOfMemory: return .retry
@@ -107,32 +109,32 @@ extension VirtualMachine {
 
   /// Maps the neighbours of a small entry as far as fast GUP gives them for nothing: the group of eight,
   /// each run of absent entries from its low end. Mirrors `__direct_pte_prefetch`.
-  private func prefetch(around gfn: GFN, _ slot: Memslot, on cpu: inout CPU) {
-    guard !slot.logsDirtyPages else { return }
-    let table = tables[slot.addressSpace]
+  private func prefetch(around gfn: GFN, addressSpace: Int, on cpu: inout CPU) {
+    let table = tables[addressSpace]
     let first = gfn.rawValue & ~7
     var start: UInt64?
     for frame in first..<(first + 8) {
       let isPresent = table.lookup(GFN(frame)) != nil
       if isPresent || frame == gfn.rawValue {
         if let run = start {
-          guard prefetch(run..<frame, slot, table, on: &cpu) else { return }
+          guard prefetch(run..<frame, addressSpace, on: &cpu) else { return }
         }
         start = nil
       } else if start == nil {
         start = frame
       }
     }
-    if let run = start { _ = prefetch(run..<(first + 8), slot, table, on: &cpu) }
+    if let run = start { _ = prefetch(run..<(first + 8), addressSpace, on: &cpu) }
   }
 
-  /// One run; false where nothing of it could be had, which ends the prefetch. Mirrors
-  /// `direct_pte_prefetch_many`.
+  /// One run; false where nothing of it could be had, which ends the prefetch. The slot is that of the
+  /// run's first frame, which need not be the slot of the fault. Mirrors `direct_pte_prefetch_many`.
   private func prefetch(
-    _ run: Range<UInt64>, _ slot: Memslot, _ table: Stage2Table, on cpu: inout CPU
+    _ run: Range<UInt64>, _ addressSpace: Int, on cpu: inout CPU
   ) -> Bool {
-    guard slot.contains(GFN(run.lowerBound)), !slot.isReadonly,
-      GFN(run.upperBound) <= slot.endGFN
+    let table = tables[addressSpace]
+    guard let slot = slots[addressSpace].slot(containing: GFN(run.lowerBound)), !slot.isInvalid,
+      !slot.isReadonly, !slot.logsDirtyPages, GFN(run.upperBound) <= slot.endGFN
     else { return false }
     // All of the run is looked up before the first is mapped: marks of one folio depend on the order.
     var pages: [(gfn: GFN, page: PFN)] = []

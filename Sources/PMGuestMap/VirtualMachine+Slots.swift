@@ -14,7 +14,10 @@ extension VirtualMachine {
   ) throws(KernelErrno) {
     slotsLock.lock()
     defer { slotsLock.unlock() }
-    try apply(slots.classify(region, capabilities: configuration.capabilities).get(), on: &cpu)
+    let host = configuration.capabilities
+    try apply(
+      slots.classify(region, capabilities: host),
+      unlimited: slots.classify(region, capabilities: host.withoutFrameLimit), on: &cpu)
   }
 
   /// The same with the wider argument. ENOTTY before Linux 6.8. Mirrors `KVM_SET_USER_MEMORY_REGION2`.
@@ -23,7 +26,25 @@ extension VirtualMachine {
   ) throws(KernelErrno) {
     slotsLock.lock()
     defer { slotsLock.unlock() }
-    try apply(slots.classify(region, capabilities: configuration.capabilities).get(), on: &cpu)
+    let host = configuration.capabilities
+    try apply(
+      slots.classify(region, capabilities: host),
+      unlimited: slots.classify(region, capabilities: host.withoutFrameLimit), on: &cpu)
+  }
+
+  /// A move beyond the last guest frame is refused only when the slot has been taken out already: it
+  /// comes back, without its translations. Mirrors the failure of `kvm_prepare_memory_region` in
+  /// `kvm_set_memslot`.
+  private func apply(
+    _ change: Result<MemslotChange, KernelErrno>,
+    unlimited: Result<MemslotChange, KernelErrno>, on cpu: inout CPU
+  ) throws(KernelErrno) {
+    if case .failure(let error) = change, case .success(.move(let old, _)) = unlimited {
+      invalidate(old, on: &cpu)
+      publish(old: old, new: old)
+      throw error
+    }
+    try apply(change.get(), on: &cpu)
   }
 
   /// The slots as they are: a value that does not change any more.

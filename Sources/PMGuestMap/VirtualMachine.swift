@@ -22,7 +22,7 @@ public final class VirtualMachine: @unchecked Sendable {
   public enum MMU: String, Hashable, Sendable {
     /// Two-dimensional paging with the TDP MMU: lock-free installs, no prefetch.
     case tdp
-    /// Shadow paging of a guest without paging of its own, or the legacy MMU: faults under the lock,
+    /// Shadow paging of a guest that has paging of its own: faults under the lock, no fast page fault,
     /// neighbours prefetched, no eager split.
     case shadow
   }

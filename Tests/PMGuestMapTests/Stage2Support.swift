@@ -44,17 +44,23 @@ struct Stage2Random: RandomNumberGenerator {
   }
 }
 
-/// Runs bodies on threads of their own and waits for all. Foundation's threads and condition, which
-/// ThreadSanitizer knows.
+/// Runs bodies on threads of their own, all of which are there before the first begins, and waits
+/// for all. Foundation's threads and condition, which ThreadSanitizer knows.
 func together(_ bodies: [@Sendable () -> Void]) {
   let condition = NSCondition()
+  let missing = Counter(bodies.count)
   let left = Counter(bodies.count)
   for body in bodies {
     Thread {
+      condition.lock()
+      missing.value -= 1
+      condition.broadcast()
+      while missing.value > 0 { condition.wait() }
+      condition.unlock()
       body()
       condition.lock()
       left.value -= 1
-      condition.signal()
+      condition.broadcast()
       condition.unlock()
     }.start()
   }

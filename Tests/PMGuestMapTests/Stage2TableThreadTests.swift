@@ -41,22 +41,33 @@ struct Stage2TableThreadTests {
   @Test("Installs, huge installs over tables and splits at once lose no leaf of the counts")
   func racingHuge() throws {
     let table = try Stage2Table()
-    let rounds = Stage2Random.steps(release: 3000, debug: 300)
+    let rounds = Stage2Random.steps(release: 5000, debug: 300)
     let huge = SPTE.makeLeaf(pfn: PFN(0x400), level: 2, .readWrite)
+    let done = Flag()
+    var cursor = Stage2Cursor()
+    #expect(table.map(GFN(0), PFN(0), .readWrite, &cursor) == .installed)
     together([
       {
         var cursor = Stage2Cursor()
-        for index in 0..<rounds * 8 {
-          _ = table.map(GFN(UInt64(index & 511)), PFN(UInt32(index)), .readWrite, &cursor)
+        var index = 0
+        while !done.value {
+          for _ in 0..<64 {
+            index += 1
+            _ = table.map(GFN(UInt64(index & 511)), PFN(UInt32(index)), .readWrite, &cursor)
+          }
         }
       },
       {
         for _ in 0..<rounds {
-          _ = table.replaceTableByHuge(GFN(0), level: 2, huge) { _, _, _ in }
-          _ = table.splitHuge(GFN(0), level: 2)
-          _ = table.replaceTableByHuge(GFN(0), level: 2, huge) { _, _, _ in }
-          _ = table.zapHugeForSmall(GFN(0), level: 2) { _ in }
+          let replaced = table.replaceTableByHuge(GFN(0), level: 2, huge) { _, _, _ in }
+          let split = table.splitHuge(GFN(0), level: 2)
+          let again = table.replaceTableByHuge(GFN(0), level: 2, huge) { _, _, _ in }
+          let old = table.zapHugeForSmall(GFN(0), level: 2) { _ in }
+          // Only this thread changes the entry above.
+          let results = [replaced, split, again]
+          #expect(results == [.installed, .installed, .installed] && old == huge)
         }
+        done.raise()
       },
     ])
     var counts = Stage2Table.LeafCounts()
@@ -72,7 +83,7 @@ struct Stage2TableThreadTests {
     let table = try Stage2Table()
     let gate = FlushGate()
     let done = Flag()
-    let rounds = Stage2Random.steps(release: 400, debug: 60)
+    let rounds = Stage2Random.steps(release: 1500, debug: 100)
     let wrong = Counter(0)
     together([
       {
@@ -117,7 +128,7 @@ struct Stage2TableThreadTests {
   @Test("Of an unmap and a fast page fault at once, whatever was fixed before is in the old entry")
   func unmapAgainstFastFix() throws {
     let table = try Stage2Table()
-    let rounds = Stage2Random.steps(release: 20_000, debug: 2000)
+    let rounds = Stage2Random.steps(release: 400_000, debug: 20_000)
     let fixed = Counter(0)
     let done = Flag()
     let dropped = Counter(0)
