@@ -173,7 +173,7 @@ final class FaultSequence {
   private func playUserfault() throws {
     // The first wait is ended by the signal, the second finds the page that came meanwhile.
     let answers = UserfaultAnswers()
-    try process.registerMissingHandler(range) { _ in answers.next() }
+    try process.registerMissingHandler(range, on: &host.cpu) { _ in answers.next() }
     read()
     read()
   }

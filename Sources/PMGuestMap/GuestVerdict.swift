@@ -71,6 +71,8 @@ extension VirtualMachine {
   public func staleTranslations() -> [GuestFinding] {
     readers.lockShared()
     defer { readers.unlock() }
+    mmuLock.lockShared()
+    defer { mmuLock.unlock() }
     var found: [GuestFinding] = []
     for (space, table) in tables.enumerated() {
       table.forEachLeaf(in: table.allFrames) { first, level, spte in

@@ -64,6 +64,8 @@ extension VirtualMachine {
   private func endLogging(_ slot: Memslot, on cpu: inout CPU) {
     let table = tables[slot.addressSpace]
     var regions: [(gfn: GFN, level: Int)] = []
+    mmuLock.lockExclusive()
+    defer { mmuLock.unlock() }
     table.forEachLeaf(in: slot.baseGFN..<slot.endGFN) { gfn, level, _ in
       let wanted = mappingLevel(gfn, slot, maximum: configuration.maxLeafLevel)
       guard wanted > level else { return }
@@ -71,8 +73,6 @@ extension VirtualMachine {
       if regions.last?.gfn != first { regions.append((first, wanted)) }
     }
     guard !regions.isEmpty else { return }
-    mmuLock.lockExclusive()
-    defer { mmuLock.unlock() }
     for (gfn, level) in regions {
       let range = gfn..<(gfn + SPTE.frames(level: level))
       if era == .c, configuration.mmu == .tdp {
@@ -82,6 +82,7 @@ extension VirtualMachine {
       }
     }
     gate.requestFlush()
+    recycleTables()
   }
 
   /// One huge leaf from the first small one that is there. Mirrors `recover_huge_pages_range`.

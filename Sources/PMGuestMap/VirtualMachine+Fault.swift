@@ -68,10 +68,14 @@ extension VirtualMachine {
   /// The fast page fault, without the lock and without a look at the page. Direct MMUs only: a guest with
   /// page tables of its own that are shadowed takes the slow way, prefetch included.
   private func fastFault(_ fault: GuestFault) -> FaultOutcome? {
-    switch tables[fault.addressSpace].fastFix(
+    // Inside an access of the vCPU, or under the lock where there is none: tables that leave the tree are
+    // not used again before that ends.
+    if let vcpu = fault.vcpu { vcpu.cache.enter() } else { mmuLock.lockShared() }
+    let result = tables[fault.addressSpace].fastFix(
       fault.gfn, write: fault.isWrite, execute: fault.isFetch,
       logsDirty: fault.slot?.logsDirtyPages ?? false)
-    {
+    if let vcpu = fault.vcpu { vcpu.cache.leave() } else { mmuLock.unlock() }
+    switch result {
     case .giveUp: return nil
     case .spurious: return .spurious
     case .fixed(let addedWrite):
@@ -124,6 +128,7 @@ extension VirtualMachine {
       finishBeforeUnlock(found, outcome: .retry, gfn: fault.gfn, on: &cpu)
       return .retry
     }
+    kernel.observer?.beforeLock(fault.gfn, on: &cpu)
     if configuration.mmu == .tdp { mmuLock.lockShared() } else { mmuLock.lockExclusive() }
     var outcome = FaultOutcome.retry
     if rootGeneration == fault.rootGeneration,

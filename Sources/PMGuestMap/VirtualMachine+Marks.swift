@@ -114,7 +114,7 @@ extension VirtualMachine {
     }
     noteRootsDropped()
     if dropped { gate.requestFlush() }
-    for table in tables { table.reclaimDetachedTables() }
+    recycleTables()
     mmuLock.unlock()
   }
 }

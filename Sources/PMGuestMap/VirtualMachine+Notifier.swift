@@ -32,7 +32,16 @@ extension VirtualMachine: MMUNotifier {
       }
     }
     if dropped { gate.requestFlush() }
+    recycleTables()
     mmuLock.unlock()
+  }
+
+  /// Makes tables that left the trees ready for use. `mmuLock` is held exclusively, so that no fault is on
+  /// its way into one; vCPUs are waited for.
+  func recycleTables() {
+    guard tables.contains(where: { $0.detachedTableCount > 0 }) else { return }
+    gate.requestFlush()
+    for table in tables { table.reclaimDetachedTables() }
   }
 
   /// Ends an invalidation: faults that looked at the page table before have to start again. Mirrors
@@ -120,6 +129,8 @@ extension VirtualMachine: MMUNotifier {
   public func testYoung(_ address: UInt64, on cpu: inout CPU) -> Bool {
     readers.lockShared()
     defer { readers.unlock() }
+    mmuLock.lockShared()
+    defer { mmuLock.unlock() }
     return parts(of: address..<(address + 1)).contains { slot, gfns in
       tables[slot.addressSpace].testYoung(gfns)
     }

@@ -183,7 +183,10 @@ public final class VirtualMachine: @unchecked Sendable {
 
   /// The leaf that maps a guest frame, and its level; nil where there is none.
   public func translation(_ gfn: GFN, addressSpace: Int = 0) -> (spte: SPTE, level: Int)? {
-    tables.indices.contains(addressSpace) ? tables[addressSpace].lookup(gfn) : nil
+    guard tables.indices.contains(addressSpace) else { return nil }
+    mmuLock.lockShared()
+    defer { mmuLock.unlock() }
+    return tables[addressSpace].lookup(gfn)
   }
 }
 

@@ -57,7 +57,7 @@ extension HostProcess {
     }
     // The owner clears the entry before it drops the page: an unchanged entry proves that the reference
     // was taken in time.
-    guard table.leaf(address)?.entry.rawValue == entry.rawValue, !isSecret(page) else {
+    guard isUnchanged(address, entry, flags), !isSecret(page) else {
       release(page, flags, holder(), on: &cpu)
       return refuse("fast GUP: the entry changed")
     }
@@ -71,6 +71,15 @@ extension HostProcess {
     kernel.step(
       "fast GUP: frame \(page), count of its folio \(kernel.frames.pageCount(page)), referenced")
     return page
+  }
+
+  /// Whether an entry still says what a fast lookup has acted on. A pin looks under the page-table lock:
+  /// a fork that did not see it has write-protected the entry by then.
+  private func isUnchanged(_ address: UInt64, _ entry: HostEntry, _ flags: GUPFlags) -> Bool {
+    guard flags.contains(.pin) else {
+      return table.leaf(address)?.entry.rawValue == entry.rawValue
+    }
+    return tableLock.withLock { table.leaf(address)?.entry.rawValue == entry.rawValue }
   }
 
   private func refuse(_ why: @autoclosure () -> String) -> PFN? {

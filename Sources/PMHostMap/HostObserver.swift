@@ -18,6 +18,9 @@ public protocol HostObserver: AnyObject {
   /// Entry of `kvm_release_pfn_clean`, before it does anything. No lock of the VM is held: the
   /// observer may act on the CPU, as another CPU could at that moment.
   func releasing(_ pfn: PFN, on cpu: inout CPU)
+  /// A guest fault has found its page and is about to take `mmu_lock`; nothing but readers' locks is
+  /// held. What the observer does to the process here, another CPU could do at that moment.
+  func beforeLock(_ gfn: GFN, on cpu: inout CPU)
   /// One step of a path, for people.
   func step(_ text: String)
 }
@@ -33,6 +36,8 @@ extension HostObserver {
   public func setPFNDirty(_ pfn: PFN) {}
   /// Does nothing.
   public func releasing(_ pfn: PFN, on cpu: inout CPU) {}
+  /// Does nothing.
+  public func beforeLock(_ gfn: GFN, on cpu: inout CPU) {}
   /// Does nothing.
   public func step(_ text: String) {}
 }

@@ -101,12 +101,36 @@ extension HostProcess {
       // Shared pages of files fault again in the child; only what a fault could not bring back is copied.
       guard isPrivate || keepsEntries else { continue }
       if isPrivate {
-        notifying(area.range, on: &cpu) { cpu in copyEntries(area, to: child, on: &cpu) }
+        notifying(area.range, on: &cpu) { cpu in
+          splitPinnedHugeEntries(area, on: &cpu)
+          copyEntries(area, to: child, on: &cpu)
+        }
       } else {
         copyEntries(area, to: child, on: &cpu)
       }
     }
     return child
+  }
+
+  /// Splits the huge entries of pinned pages, so that their pieces can be copied. Mirrors `copy_huge_pmd`.
+  private func splitPinnedHugeEntries(_ area: VMA, on cpu: inout CPU) {
+    guard !area.flags.contains(.hugetlb) else { return }
+    var pinned: [UInt64] = []
+    tableLock.withLock {
+      guard hasPinned else { return }
+      forEachLeaf(area.range) { leaf, address in
+        if leaf.level == 2, let page = normalPage(leaf.entry), mustCopyPinned(page) {
+          pinned.append(address)
+        }
+      }
+    }
+    for address in pinned { splitHugeEntry(address, area, on: &cpu) }
+  }
+
+  /// Whether a pin needs the page to stay with its process.
+  private func mustCopyPinned(_ page: PFN) -> Bool {
+    kernel.isAnonymous(page) && kernel.machine.flags(of: page).contains(.anonExclusive)
+      && mayBePinned(page)
   }
 
   private func copyEntries(_ area: VMA, to child: HostProcess, on cpu: inout CPU) {
@@ -116,9 +140,7 @@ extension HostProcess {
       var entry = leaf.entry
       let page = normalPage(entry)
       let isPrivate = area.isCopyOnWrite
-      if let page, isPrivate, hasPinned, kernel.isAnonymous(page), mayBePinned(page),
-        leaf.level == 1
-      {
+      if let page, isPrivate, hasPinned, leaf.level == 1, mustCopyPinned(page) {
         copies.append((address, page))
         return
       }
@@ -147,7 +169,8 @@ extension HostProcess {
       guard let copy = newAnonymousPage(zeroed: false, on: &cpu) else { continue }
       copyPage(from: page, to: copy)
       child.installAnonymous(
-        address, copy, HostEntry(pfn: copy, isWritable: true, isDirty: true), on: &cpu)
+        address, copy,
+        HostEntry(pfn: copy, isWritable: area.flags.contains(.write), isDirty: true), on: &cpu)
     }
   }
 
@@ -185,7 +208,7 @@ extension HostProcess {
     if area.flags.contains(.hugetlb), (byteCount | (target ?? 0)) & 0x1f_ffff != 0 {
       throw .einval
     }
-    _ = isolate(range)
+    _ = try isolate(range, on: &cpu)
     guard let moved = self.area(at: range.lowerBound),
       let start = target ?? freeRange(byteCount: byteCount, alignment: 0x20_0000)
     else { throw .enomem }
@@ -210,7 +233,10 @@ extension HostProcess {
           guard let slot = table.slot(there, level: leaf.level) else { return }
           table.set(leaf.slot, .none)
           table.set(slot, leaf.entry)
-          if let page = normalPage(leaf.entry), let ledger = kernel.ledger {
+          // The huge zero page is mapped without a reference.
+          if let ledger = kernel.ledger, let page = normalPage(leaf.entry),
+            leaf.level == 1 || !kernel.isHugeZero(page)
+          {
             let head = kernel.frames.compoundHead(of: page)
             ledger.put(head, holder(address))
             ledger.get(head, holder(there))

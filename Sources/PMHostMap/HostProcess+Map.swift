@@ -87,7 +87,11 @@ extension HostProcess {
   public func unmap(_ range: Range<UInt64>, on cpu: inout CPU) throws(KernelErrno) {
     try check(range)
     mmapLock.lockExclusive()
-    let gone = isolate(range)
+    let gone: [VMA]
+    do throws(KernelErrno) { gone = try isolate(range, on: &cpu) } catch {
+      mmapLock.unlock()
+      throw error
+    }
     guard !gone.isEmpty else { return mmapLock.unlock() }
     if kernel.behaviour.drainsBatchesOnUnmap { kernel.drainLRUBatches(on: &cpu) }
     var gather: [(pfn: PFN, holder: Holder)] = []
@@ -104,7 +108,9 @@ extension HostProcess {
   /// The largest range around `range` without any area. Under the mmap lock.
   private func emptyRange(around range: Range<UInt64>) -> Range<UInt64> {
     let below = areas.last { $0.end <= range.lowerBound }?.end ?? 0
-    let above = areas.first { $0.start >= range.upperBound }?.start ?? range.upperBound
+    let above =
+      areas.first { $0.start >= range.upperBound }?.start
+      ?? HostPageTable.addressLimit
     let start = max(below, range.lowerBound & ~0x1f_ffff)
     return start..<max(start, min(above, (range.upperBound + 0x1f_ffff) & ~0x1f_ffff))
   }
@@ -117,7 +123,7 @@ extension HostProcess {
     try check(range)
     mmapLock.lockExclusive()
     defer { mmapLock.unlock() }
-    let changed = isolate(range)
+    let changed = try isolate(range, on: &cpu)
     let covered = changed.reduce(0) { $0 + ($1.end - $1.start) }
     guard covered == range.upperBound - range.lowerBound else { throw .enomem }
     for area in changed {
@@ -176,7 +182,7 @@ extension HostProcess {
     try check(range)
     mmapLock.lockExclusive()
     defer { mmapLock.unlock() }
-    for area in isolate(range) {
+    for area in try isolate(range, on: &cpu) {
       area.flags.subtract([.hugePage, .noHugePage])
       area.flags.insert(wanted ? .hugePage : .noHugePage)
     }
@@ -217,12 +223,12 @@ extension HostProcess {
   /// Registers a monitor for absent entries of a range; nil removes it. Refused with EINVAL for areas of
   /// drivers. Mirrors UFFDIO_REGISTER in MISSING mode.
   public func registerMissingHandler(
-    _ range: Range<UInt64>, _ handler: MissingHandler?
+    _ range: Range<UInt64>, on cpu: inout CPU, _ handler: MissingHandler?
   ) throws(KernelErrno) {
     try check(range)
     mmapLock.lockExclusive()
     defer { mmapLock.unlock() }
-    for area in isolate(range) {
+    for area in try isolate(range, on: &cpu) {
       if case .driver = area.backing { throw .einval }
       area.missingHandler = handler
     }

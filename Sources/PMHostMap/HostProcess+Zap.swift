@@ -76,7 +76,12 @@ extension HostProcess {
       tableLock.lock()
       guard let found = table.leaf(address), found.level == 2 else { return tableLock.unlock() }
       let old = found.entry
-      let head = kernel.frames.compoundHead(of: old.pfn)
+      guard let page = normalPage(old) else {
+        // A driver's: the next fault asks it again.
+        table.set(found.slot, .none)
+        return tableLock.unlock()
+      }
+      let head = kernel.frames.compoundHead(of: page)
       if kernel.isHugeZero(head) {
         table.replaceByTable(found.slot) { _ in
           HostEntry(pfn: kernel.zeroPage, isWritable: false, isSpecial: true)

@@ -132,11 +132,17 @@ public final class HostProcess: @unchecked Sendable {
     insert(upper)
   }
 
-  /// Makes areas begin and end at the borders of a range and returns those inside. Under the mmap lock
-  /// for writing.
-  func isolate(_ range: Range<UInt64>) -> [VMA] {
-    split(at: range.lowerBound)
-    split(at: range.upperBound)
+  /// Makes areas begin and end at the borders of a range and returns those inside. A transparent huge
+  /// page across a border is split; EINVAL where a border would cut one of the pool. Under the mmap lock
+  /// for writing. Mirrors `split_vma` with `vma_adjust_trans_huge` and `hugetlb_vm_op_split`.
+  func isolate(_ range: Range<UInt64>, on cpu: inout CPU) throws(KernelErrno) -> [VMA] {
+    let borders = [range.lowerBound, range.upperBound]
+    for border in borders where border & 0x1f_ffff != 0 {
+      guard let area = area(at: border), area.start < border else { continue }
+      guard !area.flags.contains(.hugetlb) else { throw .einval }
+      splitPartialHugeEntries(border..<border, area, on: &cpu)
+    }
+    for border in borders { split(at: border) }
     return areas.filter { $0.start >= range.lowerBound && $0.end <= range.upperBound }
   }
 

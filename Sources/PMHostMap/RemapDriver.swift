@@ -69,11 +69,7 @@ public final class RemapDriver: HostDriver, @unchecked Sendable {
     case .faultPage: return
     case .remap:
       area.flags.formUnion([.io, .pfnmap, .dontExpand, .dontDump])
-      for index in 0..<count {
-        try process.remapPFNRange(
-          area, at: area.start + UInt64(index) << 12, pfn: pages[index + Int(area.pageOffset)],
-          pageCount: 1)
-      }
+      try remap(pages.dropFirst(Int(area.pageOffset)).prefix(count), area, in: process)
     case .insertPage:
       area.flags.insert(.mixedmap)
       for index in 0..<count {
@@ -87,6 +83,22 @@ public final class RemapDriver: HostDriver, @unchecked Sendable {
         }
         insertionLock.withLock { refusals[index] = refusal }
       }
+    }
+  }
+
+  /// Maps each run of adjacent frames by one call, as a private area wants it.
+  private func remap(
+    _ pages: ArraySlice<PFN>, _ area: VMA, in process: HostProcess
+  ) throws(KernelErrno) {
+    var address = area.start
+    var rest = pages
+    while let first = rest.first {
+      let run = rest.enumerated().prefix {
+        $0.element.rawValue == first.rawValue + UInt32($0.offset)
+      }
+      try process.remapPFNRange(area, at: address, pfn: first, pageCount: run.count)
+      address += UInt64(run.count) << 12
+      rest = rest.dropFirst(run.count)
     }
   }
 

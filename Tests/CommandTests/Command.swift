@@ -35,7 +35,10 @@ func withTemporaryFolder<Result>(_ body: (URL) throws -> Result) throws -> Resul
 }
 
 /// Runs the command that was built with these tests: it stands beside their bundle.
-func physmem(_ arguments: String...) throws -> CommandRun {
+func physmem(_ arguments: String...) throws -> CommandRun { try physmem(arguments) }
+
+/// The same with the arguments in an array.
+func physmem(_ arguments: [String]) throws -> CommandRun {
   let bundle = try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")
   let command = URL(fileURLWithPath: bundle).deletingLastPathComponent()
     .appendingPathComponent("physmem")
