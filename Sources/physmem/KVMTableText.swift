@@ -60,7 +60,7 @@ struct KVMTableText {
 
   // MARK: several eras
 
-  private static let sideWidths = [4, 17, 6, 6, 16, 16, 16, 16]
+  private static let sideWidths = [3, 16, 5, 5, 16, 16, 16, 16]
 
   private func sideBySide(_ rows: [KVMTableRow]) -> [String] {
     var lines: [String] = [
@@ -70,7 +70,7 @@ struct KVMTableText {
     for (section, rows) in KVMTableRow.sections(rows) {
       lines += ["", section]
       if section == KVMTableRow.kinds {
-        let titles = ["row", "page", "VMA", "access"] + tables.map { "era \($0.era.rawValue)" }
+        let titles = ["row", "page", "VMA", "r/w"] + tables.map { "era \($0.era.rawValue)" }
         lines.append(trimmed(Table.row(titles, widths: KVMTableText.sideWidths)))
       }
       for row in rows {
@@ -135,7 +135,7 @@ struct KVMTableText {
         + "Page: \(cell.kind.title). Place: \(cell.area.title).",
       "-> \(sentence(cell))", "",
       Table.row(
-        ["frame", "own", "head", "what happened, and who holds the page"], widths: widths + [40]),
+        ["frame", "own", "head", "what happened, and who holds the page"], widths: widths + [0]),
     ]
     var before: [String] = []
     for step in cell.steps {

@@ -89,11 +89,12 @@ import Testing
   @Test func `Without an era the four stand side by side; a kind selects its lines`() throws {
     let run = try physmem("kvm", "table", "--kind", "noncompound-tail")
     #expect(run.status == 0)
-    let line = try #require(run.lines.first { $0.hasPrefix("5    noncompound-tail  remap") })
+    let line = try #require(run.lines.first { $0.hasPrefix("5   noncompound-tail remap") })
     #expect(
       line.split(separator: " ").dropFirst(4).joined(separator: " ")
         == "+1->0 A|AD 4KW!* EFAULT 0->0 -|- 4KW 0->0 -|- 4KW")
-    #expect(run.lines.allSatisfy { !$0.contains("order0 ") && $0.count <= 100 })
+    #expect(run.lines.allSatisfy { !$0.contains("order0 ") })
+    #expect(try physmem("kvm", "table").lines.allSatisfy { $0.count <= 100 })
   }
 
   @Test func `An explanation tells the path with the count at each step`() throws {

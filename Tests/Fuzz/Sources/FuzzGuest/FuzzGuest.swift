@@ -8,6 +8,7 @@ import PMUnits
 // addresses, host mappings that come and go, dirty logs. What must hold: no crash, no stale translation,
 // and at the end every reference is back.
 
+/// One run: the entry that libFuzzer calls with each input.
 @_cdecl("LLVMFuzzerTestOneInput")
 public func fuzz(_ data: UnsafePointer<UInt8>, _ size: Int) -> Int32 {
   guard size > 8 else { return 0 }
