@@ -35,10 +35,12 @@ extension HostKernel {
     return true
   }
 
-  /// Adds a reference to this very frame whatever its count is. What KVM did before 5.13.
+  /// Adds a reference to the compound head whatever its count is: `get_page` without a look. What KVM did
+  /// before 5.13.
   package func getUnchecked(_ pfn: PFN, _ holder: @autoclosure () -> Holder) {
-    frames.increment(pfn)
-    ledger?.get(pfn, holder())
+    let head = frames.compoundHead(of: pfn)
+    frames.increment(head)
+    ledger?.get(head, holder())
   }
 
   /// Drops a reference to the compound head and frees the page with the last one. Mirrors `put_page`.

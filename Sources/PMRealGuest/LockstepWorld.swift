@@ -169,8 +169,8 @@ struct LockstepWorld {
     return page
   }
 
-  /// Whether an access from a page to the next may be made: not with pages of drivers, and not where
-  /// the process itself may not read, see ``MirroredVM``.
+  /// Whether an access from a page to the next may be made: not with pages of drivers, not where the
+  /// process itself may not read, see ``MirroredVM``, and not where the second page is still to come.
   private func canCross(from page: Int) -> Bool {
     guard page + 1 < LockstepWorld.guestPageCount else { return false }
     for page in [page, page + 1] {
@@ -181,7 +181,19 @@ struct LockstepWorld {
       let isPlain = flags.isDisjoint(with: [.io, .pfnmap, .mixedmap])
       guard isPlain, flags.contains(.read) || !flags.contains(.write) else { return false }
     }
-    return true
+    return isSettled(page + 1)
+  }
+
+  /// Whether an access to a page changes no entry of the process. The mirror resolves both pages of a
+  /// crossing access before the real guest makes it; the real kernel would resolve the second after it has
+  /// mapped the first, with its neighbours as they are then.
+  private func isSettled(_ page: Int) -> Bool {
+    let gfn = GFN(LockstepWorld.guestStart >> 12 + UInt64(page))
+    guard let slot = beside.vm.memslots[0].slot(containing: gfn),
+      beside.process.areaInfo(at: slot.hva(of: gfn)) != nil
+    else { return true }
+    guard let entry = beside.process.entry(at: slot.hva(of: gfn))?.entry else { return false }
+    return entry.isWritable && !entry.isProtnone
   }
 
   // MARK: checkpoints

@@ -22,7 +22,7 @@ enum KVMRule: String {
   case counted = "R+"
   /// Remapped, own counter of 0.
   case uncounted = "R0"
-  /// As R0, for a tail of a compound page: of it the table says nothing in era A0.
+  /// As R0, for a tail of a compound page: before 5.13 the reference was that of the head.
   case compoundTail = "R0c"
   /// Remapped, reserved.
   case reserved = "RN"
@@ -42,8 +42,8 @@ enum KVMRule: String {
   case mmio = "M"
   case emulated = "U"
 
-  /// The fact; nil where the specification says nothing.
-  func fact(_ era: String, level: Int, isWritable: Bool) -> KVMFact? {
+  /// The fact.
+  func fact(_ era: String, level: Int, isWritable: Bool) -> KVMFact {
     let isOld = era == "A0" || era == "A"
     func ok(
       _ during: Int?, after: Int = 0, _ faultMarks: String = "-", _ zapMarks: String = "-",
@@ -67,7 +67,7 @@ enum KVMRule: String {
       if era == "A0" { return ok(1, "A", both) }
       return era == "A" ? .efault : ok(0)
     case .compoundTail:
-      if era == "A0" { return nil }
+      if era == "A0" { return ok(1, "A", both) }
       return era == "A" ? .efault : ok(0)
     case .reserved: return ok(0)
     case .noPage: return ok(nil)

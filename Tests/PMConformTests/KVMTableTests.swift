@@ -33,11 +33,7 @@ import Testing
       }
       // The counting invariant: only reserved pages of GUP areas leak, in the old eras.
       let leaks = cell.kind == .reserved && cell.area == .gup && (era == .a0 || era == .a)
-      // Of tails of compound pages the table says nothing in era A0.
-      let isOpen =
-        era == .a0
-        && [.compoundTail, .hugetlbTail, .thpTail, .thpSplitTail].contains(cell.kind)
-      if !isOpen { #expect(cell.after == (leaks ? 1 : 0), "\(name)") }
+      #expect(cell.after == (leaks ? 1 : 0), "\(name)")
       if era != .a0 { #expect(!cell.isFreedByFault, "\(name)") }
     }
   }
