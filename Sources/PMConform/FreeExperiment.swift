@@ -188,7 +188,9 @@ final class FreeExperiment {
       free()
       finish(["1"], drain: "2")
     case "F2": hold(block.pages[0], lastDrains: true)
-    case "F2t": hold(block.pages[1], lastDrains: false)
+    case "F2t":
+      guard block.pages.count > 1 else { throw Failure(text: "\(name.block) has no tail") }
+      hold(block.pages[1], lastDrains: false)
     case "F3": try faultAndFree(first: "1", drain: "2", zaps: true)
     case "F3i":
       printState("1")
@@ -197,6 +199,7 @@ final class FreeExperiment {
       finish(["3"], drain: "4")
     case "F4a": try raisedTail()
     case "F4b":
+      guard block.pages.count > 1 else { throw Failure(text: "\(name.block) has no tail") }
       kernel.frames.setRefcount(block.pages[1], 1)
       printState("1")
       free()
