@@ -1,4 +1,5 @@
 internal import PMGuestMap
+internal import PMHostMap
 internal import PMUnits
 
 /// Plays the tables of ioctl results: slots, dirty logs, capabilities.
@@ -18,7 +19,12 @@ public struct MemslotErrnoPlayer: TablePlayer {
     let results = table.columns.filter { !MemslotErrnoPlayer.inputs.contains($0) }
     var outcomes = [RowOutcome](repeating: .played([:]), count: table.rows.count)
     for column in results {
-      var run = MemslotErrnoRun(capabilities: host(column, table).capabilities)
+      let run: MemslotErrnoRun
+      do {
+        run = try MemslotErrnoRun(host(column, table))
+      } catch {
+        return table.rows.map { _ in .failed("\(error)") }
+      }
       for (index, row) in table.rows.enumerated() {
         let outcome = run.play(
           name: table.cell(row, "case") ?? "", before: table.cell(row, "slots_before") ?? "-",
@@ -56,23 +62,28 @@ public struct MemslotErrnoPlayer: TablePlayer {
 }
 
 /// The rows of one host.
-private struct MemslotErrnoRun {
+private final class MemslotErrnoRun {
   let capabilities: VMCapabilities
+  private let host: MeasuredHost
   /// The VM of the `clearlog.` rows: slot 2 with 200 pages and a log.
-  private var clearing: MemslotModel
+  private let clearing: VirtualMachine
   /// The VM of the `region2.` rows.
-  private var regions: MemslotModel
+  private let regions: VirtualMachine
 
   /// Where the tests' memory is: 16 MiB.
   private static let memory: UInt64 = 0x7e00_0000_0000
   /// The bits that are passed to clear a log: all.
   private static let allBits = [UInt64](repeating: .max, count: 64)
 
-  init(capabilities: VMCapabilities) {
-    self.capabilities = capabilities
-    regions = MemslotModel(capabilities: capabilities)
-    clearing = MemslotModel(capabilities: capabilities)
-    _ = try? clearing.setUserMemoryRegion(MemslotErrnoRun.region(2, 1, 0x200000, pages: 200))
+  init(_ facts: HostFacts) throws {
+    capabilities = facts.capabilities
+    host = try MeasuredHost.make(facts)
+    regions = try VirtualMachine(
+      process: HostProcess(kernel: host.kernel), configuration: facts.configuration)
+    clearing = try VirtualMachine(
+      process: HostProcess(kernel: host.kernel), configuration: facts.configuration)
+    try clearing.setUserMemoryRegion(
+      MemslotErrnoRun.region(2, 1, 0x200000, pages: 200), on: &host.cpu)
   }
 
   private static func region(
@@ -83,17 +94,25 @@ private struct MemslotErrnoRun {
       userspaceAddress: memory)
   }
 
-  private func fresh() -> MemslotModel { MemslotModel(capabilities: capabilities) }
-
-  /// `0` or the name of the errno.
-  private func result(_ body: () throws(KernelErrno) -> Void) -> String {
-    do throws(KernelErrno) { try body() } catch { return "\(error)" }
-    return "0"
+  /// A VM without any slot, over a process of its own.
+  private func fresh() throws -> VirtualMachine {
+    try VirtualMachine(
+      process: HostProcess(kernel: host.kernel), configuration: host.facts.configuration)
   }
 
-  mutating func play(
+  func play(
     name: String, before: String, operation: String, result column: String
   ) -> RowOutcome {
+    do {
+      return try playRow(name: name, before: before, operation: operation, result: column)
+    } catch {
+      return .failed("\(error)")
+    }
+  }
+
+  private func playRow(
+    name: String, before: String, operation: String, result column: String
+  ) throws -> RowOutcome {
     let (family, rest) = split(name)
     let arguments = Arguments(operation, memory: MemslotErrnoRun.memory)
     if "\(name) \(operation)".lowercased().contains("create_guest_memfd") {
@@ -104,11 +123,11 @@ private struct MemslotErrnoRun {
     case "cap":
       let answer = capabilities.checkExtension(rest)
       value = "sys=\(answer),vm=\(answer)"
-    case "getlog": value = getLog(rest, arguments)
+    case "getlog": value = try getLog(rest, arguments)
     case "clearlog": value = clearLog(rest, arguments)
-    case "enable_manual_protect2": value = enableManualProtect(rest)
+    case "enable_manual_protect2": value = try enableManualProtect(rest)
     case "region2": value = region2(arguments)
-    default: return playRegion(before, arguments, column)
+    default: return try playRegion(before, arguments, column)
     }
     guard let value else { return .failed("unknown operation '\(operation.prefix(60))'") }
     return .played([column: value])
@@ -124,8 +143,8 @@ private struct MemslotErrnoRun {
   /// `KVM_SET_USER_MEMORY_REGION` on a fresh VM after others, whose results are compared too.
   private func playRegion(
     _ before: String, _ arguments: Arguments, _ column: String
-  ) -> RowOutcome {
-    var model = fresh()
+  ) throws -> RowOutcome {
+    let vm = try fresh()
     var values: [String: String] = [:]
     if before != "-" {
       var parts: [String] = []
@@ -135,7 +154,7 @@ private struct MemslotErrnoRun {
           return .failed("unknown operation '\(text.prefix(60))'")
         }
         let result = result { () throws(KernelErrno) in
-          try model.setUserMemoryRegion(region)
+          try vm.setUserMemoryRegion(region, on: &host.cpu)
         }
         parts.append("\(text)=>\(result)")
       }
@@ -144,35 +163,45 @@ private struct MemslotErrnoRun {
     guard let region = arguments.region else {
       return .failed("unknown operation '\(arguments.text.prefix(60))'")
     }
-    values[column] = result { () throws(KernelErrno) in try model.setUserMemoryRegion(region) }
+    values[column] = result { () throws(KernelErrno) in
+      try vm.setUserMemoryRegion(region, on: &host.cpu)
+    }
     return .played(values)
   }
 
   /// `KVM_GET_DIRTY_LOG`; slot 1 has no log, slot 2 has one.
-  private func getLog(_ name: String, _ arguments: Arguments) -> String? {
+  private func getLog(_ name: String, _ arguments: Arguments) throws -> String? {
     guard let slot = arguments.slot else { return nil }
-    var model = fresh()
+    let vm = try fresh()
+    func set(
+      _ slot: UInt32, _ flags: UInt32, _ address: UInt64, pages: UInt64 = 4
+    ) throws(KernelErrno) {
+      try vm.setUserMemoryRegion(
+        MemslotErrnoRun.region(slot, flags, address, pages: pages), on: &host.cpu)
+    }
     return result { () throws(KernelErrno) in
-      try model.setUserMemoryRegion(MemslotErrnoRun.region(1, 0, 0x100000))
-      try model.setUserMemoryRegion(MemslotErrnoRun.region(2, 1, 0x200000))
+      try set(1, 0, 0x100000)
+      try set(2, 1, 0x200000)
       if name == "after_log_off" {
-        try model.setUserMemoryRegion(MemslotErrnoRun.region(2, 0, 0x200000))
+        try set(2, 0, 0x200000)
       } else if name == "after_delete" {
-        try model.setUserMemoryRegion(MemslotErrnoRun.region(2, 0, 0x200000, pages: 0))
+        try set(2, 0, 0x200000, pages: 0)
       }
-      guard !name.hasSuffix("_buffer") else { return try model.getDirtyLog(slot: slot, into: nil) }
+      guard !name.hasSuffix("_buffer") else {
+        return try vm.getDirtyLog(slot: slot, into: nil, on: &host.cpu)
+      }
       var words: [UInt64] = [0]
       try words.withUnsafeMutableBufferPointer { buffer throws(KernelErrno) in
-        try model.getDirtyLog(slot: slot, into: buffer)
+        try vm.getDirtyLog(slot: slot, into: buffer, on: &host.cpu)
       }
     }
   }
 
   /// `KVM_CLEAR_DIRTY_LOG`, and the row that enables manual protection in between.
-  private mutating func clearLog(_ name: String, _ arguments: Arguments) -> String? {
+  private func clearLog(_ name: String, _ arguments: Arguments) -> String? {
     if let argument = suffix(name, after: "enable_manual_").flatMap(UInt64.init) {
       return result { () throws(KernelErrno) in
-        try clearing.enable(.manualDirtyLogProtect2, argument: argument)
+        try clearing.enableManualDirtyLogProtect(argument)
       }
     }
     guard let slot = arguments.slot, let first = arguments["first"],
@@ -181,17 +210,13 @@ private struct MemslotErrnoRun {
     let range = DirtyLogRange(slot: slot, firstPage: first, pageCount: count)
     let bits = MemslotErrnoRun.allBits
     return result { () throws(KernelErrno) in
-      if name.hasSuffix("_null") || range.wordCount > bits.count {
-        return try clearing.clearDirtyLog(range, bits: nil)
-      }
-      try bits.withUnsafeBufferPointer { buffer throws(KernelErrno) in
-        try clearing.clearDirtyLog(range, bits: buffer)
-      }
+      let isGiven = !name.hasSuffix("_null") && range.wordCount <= bits.count
+      try clearing.clearDirtyLog(range, bits: isGiven ? bits : nil, on: &host.cpu)
     }
   }
 
   /// `N` is on a fresh VM, `N_flagsM` on the VM after `N`; a refused call changes nothing.
-  private func enableManualProtect(_ name: String) -> String? {
+  private func enableManualProtect(_ name: String) throws -> String? {
     let parts = name.split(separator: "_", maxSplits: 1).map(String.init)
     guard let argument = parts.first.flatMap(number) else { return nil }
     var flags: UInt32 = 0
@@ -199,30 +224,31 @@ private struct MemslotErrnoRun {
       guard let value = suffix(parts[1], after: "flags").flatMap(UInt32.init) else { return nil }
       flags = value
     }
-    var model = fresh()
+    let vm = try fresh()
     return result { () throws(KernelErrno) in
-      try model.enable(.manualDirtyLogProtect2, flags: flags, argument: argument)
+      try vm.enableManualDirtyLogProtect(argument, flags: flags)
     }
   }
 
   /// `KVM_SET_USER_MEMORY_REGION2`: the first row makes slot 1, the others try slot 2.
-  private mutating func region2(_ arguments: Arguments) -> String? {
+  private func region2(_ arguments: Arguments) -> String? {
     guard let flags = arguments["flags"].flatMap({ UInt32(exactly: $0) }) else { return nil }
-    let isFirst = regions.slots[0].isEmpty && flags == 0 && !arguments.isPadded
+    let isFirst = regions.memslots[0].isEmpty && flags == 0 && !arguments.isPadded
     let region =
       isFirst
       ? MemslotErrnoRun.region(1, flags, 0x100000)
       : MemslotErrnoRun.region(2, flags, arguments.isPadded ? 0x300000 : 0x200000)
     let descriptor = Int32(truncatingIfNeeded: arguments["fd"] ?? 0)
     return result { () throws(KernelErrno) in
-      try regions.setUserMemoryRegion2(MemoryRegion2(region, guestMemfd: descriptor))
+      try regions.setUserMemoryRegion2(
+        MemoryRegion2(region, guestMemfd: descriptor), on: &host.cpu)
     }
   }
 
   /// `KVM_CREATE_GUEST_MEMFD` of the size given, or of a page.
   private func createGuestMemfd(_ arguments: Arguments) -> String {
     result { () throws(KernelErrno) in
-      try fresh().checkGuestMemfd(
+      try capabilities.checkGuestMemfd(
         byteCount: arguments["size"] ?? 4096, flags: arguments["flags"] ?? 0)
     }
   }

@@ -166,3 +166,16 @@ public struct ManualDirtyProtect: OptionSet, Hashable, Sendable, BitwiseCopyable
   /// (`KVM_DIRTY_LOG_INITIALLY_SET`).
   public static let initiallySet: ManualDirtyProtect = ManualDirtyProtect(rawValue: 2)
 }
+
+extension VMCapabilities {
+  /// The checks of `KVM_CREATE_GUEST_MEMFD`; there are no guest memfds here, so that nothing is made.
+  ///
+  /// Throws `ENOTTY` where the kernel does not have it, and `EINVAL` where flags are not 0 or the
+  /// size is 0, no multiple of 4096, or too large for a file.
+  public func checkGuestMemfd(byteCount: UInt64, flags: UInt64 = 0) throws(KernelErrno) {
+    guard supportsGuestMemfd else { throw .enotty }
+    guard flags == 0, byteCount & 0xfff == 0, Int64(bitPattern: byteCount) > 0 else {
+      throw .einval
+    }
+  }
+}

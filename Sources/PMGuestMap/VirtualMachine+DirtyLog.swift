@@ -139,6 +139,7 @@ extension VirtualMachine {
     defer { slotsLock.unlock() }
     let (slot, bitmap) = try slots.logToClear(
       range, settings: settings, capabilities: configuration.capabilities)
+    guard range.wordCount > 0 else { return }
     guard let bits, bits.count >= range.wordCount else { throw .efault }
     var isProtected = false
     mmuLock.lockShared()

@@ -444,8 +444,3 @@ final class GuestPropertyRun {
     #expect(fixture.kernel.freeHugePageCount == poolStart, what)
   }
 }
-
-extension Holder {
-  /// The kernel's own.
-  var isOwner: Bool { if case .owner = self { true } else { false } }
-}

@@ -313,6 +313,8 @@ final class SpecialDriver: HostDriver, @unchecked Sendable {
 }
 
 extension Holder {
+  /// The kernel's own.
+  var isOwner: Bool { if case .owner = self { true } else { false } }
   var isGuestFault: Bool { if case .guestFault = self { true } else { false } }
 }
 

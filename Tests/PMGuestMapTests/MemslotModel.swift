@@ -1,22 +1,21 @@
-public import PMUnits
+import PMUnits
 
-/// A VM without memory management: its slots, its logs and its settings, as the ioctls on them see
-/// and change them.
-///
-/// A value with shared parts: copies share bitmaps and sets. Not for several threads. What a real
-/// change does to stage-2 tables and readers is not part of it.
-public struct MemslotModel: Sendable {
+@testable import PMGuestMap
+
+/// The checks and the bookkeeping of a VM's slots and logs without the VM around them, as a value that
+/// tests can copy.
+struct MemslotModel: Sendable {
   /// What its host offers.
-  public let capabilities: VMCapabilities
+  let capabilities: VMCapabilities
   /// Its slots.
-  public private(set) var slots: MemslotSets
+  private(set) var slots: MemslotSets
   /// How it logs.
-  public private(set) var settings: DirtyLogSettings
+  private(set) var settings: DirtyLogSettings
   /// How many vCPUs were made; with one or more the rings can no longer be enabled.
-  public var vCPUCount: Int
+  var vCPUCount: Int
 
   /// A new VM.
-  public init(capabilities: VMCapabilities) {
+  init(capabilities: VMCapabilities) {
     self.capabilities = capabilities
     slots = MemslotSets(addressSpaceCount: capabilities.addressSpaceCount)
     settings = DirtyLogSettings()
@@ -26,7 +25,7 @@ public struct MemslotModel: Sendable {
   /// `KVM_SET_USER_MEMORY_REGION`: returns what it did. Errors as
   /// `MemslotSets.classify`, and `ENOMEM` where the host has no room for a log.
   @discardableResult
-  public mutating func setUserMemoryRegion(
+  mutating func setUserMemoryRegion(
     _ region: MemoryRegion
   ) throws(KernelErrno) -> MemslotChange {
     try apply(slots.classify(region, capabilities: capabilities).get())
@@ -34,7 +33,7 @@ public struct MemslotModel: Sendable {
 
   /// `KVM_SET_USER_MEMORY_REGION2`: the same, and `ENOTTY` or `EBADF`.
   @discardableResult
-  public mutating func setUserMemoryRegion2(
+  mutating func setUserMemoryRegion2(
     _ region: MemoryRegion2
   ) throws(KernelErrno) -> MemslotChange {
     try apply(slots.classify(region, capabilities: capabilities).get())
@@ -55,7 +54,7 @@ public struct MemslotModel: Sendable {
   ///
   /// Errors as ``MemslotSets/logToGet(slot:settings:capabilities:)``, then `EFAULT`, with which the
   /// marks that were taken out are lost.
-  public func getDirtyLog(
+  func getDirtyLog(
     slot: UInt32, into buffer: UnsafeMutableBufferPointer<UInt64>?
   ) throws(KernelErrno) {
     let bitmap = try slots.logToGet(
@@ -74,7 +73,7 @@ public struct MemslotModel: Sendable {
   ///
   /// Errors as ``MemslotSets/logToClear(_:settings:capabilities:)``, then `EFAULT`, with which
   /// nothing is cleared.
-  public func clearDirtyLog(
+  func clearDirtyLog(
     _ range: DirtyLogRange, bits: UnsafeBufferPointer<UInt64>?
   ) throws(KernelErrno) {
     let bitmap = try slots.logToClear(
@@ -85,20 +84,14 @@ public struct MemslotModel: Sendable {
     bitmap.clear(range, bits: bits)
   }
 
-  /// The checks of `KVM_CREATE_GUEST_MEMFD`; there are no guest memfds here, so that nothing is made.
-  ///
-  /// Throws `ENOTTY` where the kernel does not have it, and `EINVAL` where flags are not 0 or the
-  /// size is 0, no multiple of 4096, or too large for a file.
-  public func checkGuestMemfd(byteCount: UInt64, flags: UInt64 = 0) throws(KernelErrno) {
-    guard capabilities.supportsGuestMemfd else { throw .enotty }
-    guard flags == 0, byteCount & 0xfff == 0, Int64(bitPattern: byteCount) > 0 else {
-      throw .einval
-    }
+  /// The checks of `KVM_CREATE_GUEST_MEMFD`.
+  func checkGuestMemfd(byteCount: UInt64, flags: UInt64 = 0) throws(KernelErrno) {
+    try capabilities.checkGuestMemfd(byteCount: byteCount, flags: flags)
   }
 
   /// `KVM_ENABLE_CAP`: manual protection and rings. `EINVAL` for anything else, as where the kernel
   /// does not know a capability.
-  public mutating func enable(
+  mutating func enable(
     _ capability: KVMCapability, flags: UInt32 = 0, argument: UInt64
   ) throws(KernelErrno) {
     switch capability {
