@@ -124,17 +124,20 @@ struct TableParser {
       }
     }
     guard let columns else {
-      throw error("the file ends: expected a line of column names", line: line + 1)
+      throw error("the file ends: expected a line of column names", line: endLine)
     }
     guard let kind = TableKind(columns: columns, name: name) else {
       let kinds = TableKind.allCases.map(\.rawValue).joined(separator: ", ")
       throw error("unknown columns: expected those of \(kinds)", line: header.count + 1)
     }
-    guard !rows.isEmpty else { throw error("the file ends: expected a row", line: line + 1) }
+    guard !rows.isEmpty else { throw error("the file ends: expected a row", line: endLine) }
     return TruthTable(
       name: name, header: header, columns: columns, rows: rows, kind: kind,
       host: HostFacts(header: header, name: name))
   }
+
+  /// The line in which the file ends: the one behind the last newline, if any.
+  private var endLine: Int { bytes.last == 10 ? line + 1 : line }
 
   private func error(_ message: String, line: Int? = nil) -> TableError {
     .malformed(file: name, line: line ?? self.line, message: message)

@@ -30,6 +30,8 @@ public final class HostFile: @unchecked Sendable {
   /// All mappings of the file.
   public let mappings = MappingList()
   private let lock = HostMutex()
+  /// Held by whoever brings a page in; taken before `lock`.
+  private let fillLock = HostMutex()
   private var cache: [UInt64: PFN] = [:]
   private var size: UInt64
 
@@ -73,6 +75,10 @@ public final class HostFile: @unchecked Sendable {
       if forWriteCall, kind == .tmpfs { kernel.markAccessed(there, on: &cpu) }
       return there
     }
+    // One fault at a time brings pages in; who waited finds the page there.
+    fillLock.lock()
+    defer { fillLock.unlock() }
+    if let there = cached(page) { return there }
     switch kind {
     case .hugetlb: return addHugePage(page)
     case .tmpfs, .disk, .secret: return addFolio(page, forWriteCall: forWriteCall, on: &cpu)

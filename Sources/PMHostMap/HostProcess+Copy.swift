@@ -66,19 +66,15 @@ extension HostProcess {
     if !isZero { copyPage(from: old.pfn, to: copy) }
     kernel.step("copy on write: frame \(old.pfn) to \(copy), between invalidate start and end")
     notifying(address..<(address + 4096), on: &cpu) { cpu in
-      let isOurs = tableLock.withLock { () -> Bool in
-        guard let again = table.leaf(address), again.level == 1, again.entry.pfn == old.pfn,
-          !again.entry.isWritable
-        else { return false }
-        if let page = normalPage(again.entry) { kernel.machine.addMapcount(-1, of: page) }
-        table.set(again.slot, .none)
-        return true
-      }
-      guard isOurs else { return cpu.putPage(copy) }
-      installAnonymous(
+      // In one step: an absent entry in between would be filled by another fault.
+      let isOurs = installAnonymous(
         address, copy,
-        HostEntry(pfn: copy, isWritable: area.flags.contains(.write), isDirty: true), on: &cpu)
-      if let page = normalPage(old) { kernel.put(page, holder(address), on: &cpu) }
+        HostEntry(pfn: copy, isWritable: area.flags.contains(.write), isDirty: true),
+        replacing: old, on: &cpu)
+      if isOurs, let page = normalPage(old) {
+        kernel.machine.addMapcount(-1, of: page)
+        kernel.put(page, holder(address), on: &cpu)
+      }
     }
     return .done
   }

@@ -74,12 +74,13 @@ extension HostProcess {
     return try? cpu.allocatePages(gfp: gfp)
   }
 
-  /// Makes a new page anonymous and maps it, unless another fault was first. Mirrors
-  /// `page_add_new_anon_rmap` and `lru_cache_add_inactive_or_unevictable`.
+  /// Makes a new page anonymous and maps it in the place of `old`; false, and the page is put, where
+  /// another fault was first. Mirrors `page_add_new_anon_rmap` and `lru_cache_add_inactive_or_unevictable`.
+  @discardableResult
   func installAnonymous(
     _ address: UInt64, _ page: PFN, _ entry: HostEntry, replacing old: HostEntry = .none,
     on cpu: inout CPU
-  ) {
+  ) -> Bool {
     kernel.machine.insertFlags([.uptodate, .swapbacked, .anonExclusive], of: page)
     kernel.machine.setMapping(HostProcess.anonymousMapping, of: page)
     let isOurs = tableLock.withLock { () -> Bool in
@@ -87,15 +88,18 @@ extension HostProcess {
         slot.pointee & ~HostProcess.marks == old.rawValue & ~HostProcess.marks
       else { return false }
       kernel.machine.addMapcount(1, of: page)
+      // Before the entry is there: it may be zapped, and the page freed, the moment that the lock is free.
+      kernel.ledger?.get(page, holder(address))
+      kernel.addToLRU(page, on: &cpu)
       table.set(slot, entry)
       return true
     }
     guard isOurs else {
       kernel.machine.setMapping(0, of: page)
-      return cpu.putPage(page)
+      cpu.putPage(page)
+      return false
     }
-    kernel.ledger?.get(page, holder(address))
-    kernel.addToLRU(page, on: &cpu)
+    return true
   }
 
   /// What `mapping` holds in an anonymous page.

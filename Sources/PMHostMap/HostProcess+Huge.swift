@@ -25,12 +25,11 @@ extension HostProcess {
     kernel.machine.setMapping(HostProcess.anonymousMapping, of: head)
     let entry = HostEntry(
       pfn: head, isWritable: area.flags.contains(.write), isDirty: true, isLarge: true)
-    guard installHuge(start, entry, mapping: head) else {
-      cpu.putPage(head)
-      return .done
+    let isOurs = installHuge(start, entry, mapping: head) {
+      kernel.ledger?.get(head, holder(start))
+      kernel.addToLRU(head, on: &cpu)
     }
-    kernel.ledger?.get(head, holder(start))
-    kernel.addToLRU(head, on: &cpu)
+    if !isOurs { cpu.putPage(head) }
     return .done
   }
 
@@ -43,14 +42,17 @@ extension HostProcess {
     }
   }
 
-  /// Writes a 2 MiB entry where nothing hangs below, and counts the mapping of `head` as a whole.
-  private func installHuge(_ address: UInt64, _ entry: HostEntry, mapping head: PFN? = nil) -> Bool
-  {
+  /// Writes a 2 MiB entry where nothing hangs below, and counts the mapping of `head` as a whole;
+  /// `prepare` is called before the entry is there.
+  private func installHuge(
+    _ address: UInt64, _ entry: HostEntry, mapping head: PFN? = nil, _ prepare: () -> Void = {}
+  ) -> Bool {
     tableLock.withLock {
       guard !table.hasLowerTable(address), let slot = table.slot(address, level: 2),
         slot.pointee == 0
       else { return false }
       if let head { kernel.machine.addWholeMapcount(1, of: head) }
+      prepare()
       table.set(slot, entry)
       return true
     }
@@ -105,6 +107,8 @@ extension HostProcess {
   /// Mirrors `hugetlb_fault`.
   func handleHugetlbFault(_ fault: Fault, _ area: VMA, on cpu: inout CPU) -> FaultResult {
     let start = fault.address & ~0x1f_ffff
+    hugetlbLock.lock()
+    defer { hugetlbLock.unlock() }
     if let found = table.leaf(start) {
       guard fault.isWrite, !found.entry.isWritable else { return .done }
       return handleHugetlbWrite(start, found.entry, area, on: &cpu)
@@ -162,16 +166,17 @@ extension HostProcess {
     kernel.machine.insertFlags([.uptodate, .anonExclusive], of: copy)
     kernel.machine.setMapping(HostProcess.anonymousMapping, of: copy)
     notifying(start..<(start + 0x20_0000), on: &cpu) { cpu in
-      tableLock.withLock {
-        guard let again = table.leaf(start) else { return }
+      let isOurs = tableLock.withLock { () -> Bool in
+        guard let again = table.leaf(start), again.entry.pfn == head else { return false }
         kernel.machine.addWholeMapcount(-1, of: head)
         kernel.machine.addWholeMapcount(1, of: copy)
         table.set(
           again.slot,
           HostEntry(
             pfn: copy, isWritable: area.flags.contains(.write), isDirty: true, isLarge: true))
+        return true
       }
-      kernel.put(head, holder(start), on: &cpu)
+      kernel.put(isOurs ? head : copy, holder(start), on: &cpu)
     }
     return .done
   }

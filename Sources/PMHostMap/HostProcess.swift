@@ -22,6 +22,9 @@ public final class HostProcess: @unchecked Sendable {
   private let notifierLock = HostMutex()
   private var notifiers: [any MMUNotifier] = []
   var areas: [VMA] = []
+  /// Held over a fault in hugetlb memory, so that two faults never want two pages for one address
+  /// (`hugetlb_fault_mutex_table`); taken after the mmap lock.
+  let hugetlbLock = HostMutex()
   private let pinLock = HostMutex()
   private var isPinned = false
   /// Whether any page of the process was ever pinned; fork then copies pages that may be (`MMF_HAS_PINNED`).
