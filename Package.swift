@@ -27,12 +27,14 @@ let package = Package(
         "PMRealGuest", "PMReplay",
       ]),
     .library(name: "PhysmemConform", targets: ["PMConform"]),
+    .library(name: "PhysmemStress", targets: ["PMStress"]),
     .library(name: "PhysmemBench", targets: ["PMBench"]),
     .executable(name: "physmem", targets: ["physmem"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+    .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
   ],
   targets: [
     // System calls, atomics with the memory order in the name, layouts.
@@ -88,6 +90,13 @@ let package = Package(
       dependencies: [
         "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
       ], swiftSettings: strict),
+    // Real threads on real memory, with invariants that are checked.
+    .target(
+      name: "PMStress",
+      dependencies: [
+        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
+        "PMRealGuest",
+      ], swiftSettings: strict),
     // The same work in plain C, for benchmarks.
     .target(
       name: "CPhysmemLimits", path: "CShim/limits", publicHeadersPath: "include",
@@ -97,14 +106,15 @@ let package = Package(
       name: "PMBench",
       dependencies: [
         "CPhysmemLimits", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap",
-        "PMGuestMap", "PMReplay",
+        "PMGuestMap", "PMRealGuest", "PMReplay",
+        .product(name: "Histogram", package: "hdrhistogram-swift"),
       ], swiftSettings: strict),
     // The command.
     .executableTarget(
       name: "physmem",
       dependencies: [
         "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
-        "PMRealGuest", "PMReplay", "PMConform", "PMBench",
+        "PMRealGuest", "PMReplay", "PMConform", "PMStress", "PMBench",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: strict),
     .testTarget(name: "PMUnitsTests", dependencies: ["PMUnits"], swiftSettings: strict),
@@ -141,6 +151,15 @@ let package = Package(
       name: "PMConformTests",
       dependencies: ["PMUnits", "PMPageAllocator", "PMHostMap", "PMGuestMap", "PMConform"],
       resources: [.copy("Fixtures")], swiftSettings: strict),
+    .testTarget(
+      name: "PMStressTests",
+      dependencies: [
+        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
+        "PMRealGuest", "PMStress",
+      ], swiftSettings: strict),
+    .testTarget(
+      name: "PMBenchTests", dependencies: ["PMUnits", "PMPageAllocator", "PMBench"],
+      swiftSettings: strict),
     .testTarget(
       name: "PMReplayTests",
       dependencies: ["CZlib", "PMUnits", "PMFrames", "PMPageAllocator", "PMReplay"],

@@ -13,7 +13,7 @@ public struct KernelModel: Hashable, Sendable {
   }
 
   /// The four ways in which KVM has treated the pages it maps into a guest.
-  public enum KVM: String, CaseIterable, Hashable, Sendable {
+  public enum KVM: String, CaseIterable, Codable, Hashable, Sendable {
     /// Before the fixes of CVE-2021-22543 (up to 5.12): a page of a remapped area is referenced
     /// without a look at its count.
     case a0 = "A0"

@@ -41,7 +41,7 @@ struct TidyTests {
     // What each module may import of ours; the list is the data flow.
     let order = [
       "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
-      "PMRealGuest", "PMReplay", "PMConform", "PMBench", "physmem",
+      "PMRealGuest", "PMReplay", "PMConform", "PMStress", "PMBench", "physmem",
     ]
     for (path, text) in sources where path.hasPrefix("Sources/") {
       let module = path.split(separator: "/")[1]
@@ -137,7 +137,7 @@ struct TidyTests {
   func documents() throws {
     for module in [
       "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
-      "PMRealGuest", "PMReplay", "PMConform",
+      "PMRealGuest", "PMReplay", "PMConform", "PMStress", "PMBench",
     ] {
       let folder = root.appendingPathComponent("Tests/\(module)Tests").path
       #expect(FileManager.default.fileExists(atPath: folder), "\(module) has no tests")
