@@ -6,7 +6,7 @@ internal import PMUnits
 // What happens between accesses.
 extension LockstepWorld {
   mutating func change() throws(RealGuestError) {
-    switch random.below(120) {
+    switch random.below(136) {
     case 0..<20: try mapSomething()
     case 20..<26: try perform(.unmap(randomPages(most: 8)))
     case 26..<40: try perform(.protect(randomPages(most: 16), randomRights()))
@@ -28,7 +28,8 @@ extension LockstepWorld {
     case 84..<86: try spoilRegion()
     case 86..<96: try getLog()
     case 96..<101: try clearLog()
-    case 101..<119: try probe()
+    case 101..<117: try probe()
+    case 117..<134: try refresh()
     default: try enableManualProtection(random.pick([0, 0, 0, 1, 1, 2, 3, 4]))
     }
   }
@@ -55,6 +56,17 @@ extension LockstepWorld {
     )
     if ours != theirs { differ("\(change): \(ours) and \(theirs)") }
     try mirror.sync(pages: 0..<LockstepSide.pageCount)
+  }
+
+  /// Replaces pages by others that only the process has touched: entries that KVM may map along with
+  /// a neighbour, and translations that are gone.
+  private mutating func refresh() throws(RealGuestError) {
+    let pages = randomPages(most: 6)
+    try perform(.discard(pages))
+    for page in pages where !random.oneIn(4) {
+      try perform(
+        .touch(page: page, offset: random.below(1023) * 4, write: UInt32(truncatingIfNeeded: page)))
+    }
   }
 
   private mutating func randomPages(most: Int) -> Range<Int> {
@@ -142,7 +154,10 @@ extension LockstepWorld {
     guard !pages.contains(where: { isDrivers($0) && slots(showing: $0) > 0 }) else { return }
     var address = randomGuestAddress()
     // Often right behind another slot, so that groups of eight pages have two.
-    if let slot = ownSlots.last, random.oneIn(3) { address = slot.endGFN.guestPhysicalAddress }
+    let others = ownSlots
+    if !others.isEmpty, random.oneIn(2) {
+      address = others[random.below(others.count)].endGFN.guestPhysicalAddress
+    }
     guard address < LockstepWorld.guestStart + UInt64(LockstepWorld.guestPageCount - 96) << 12
     else { return }
     let flags: UInt32 = random.pick([0, 0, 0, 1, 1, 2, 3])
@@ -191,7 +206,7 @@ extension LockstepWorld {
     let slots = ownSlots
     guard !slots.isEmpty else { return }
     var change = region(slots[random.below(slots.count)])
-    switch random.below(10) {
+    switch random.below(12) {
     case 0: change.flags |= 8
     case 1: change.memorySize -= 1
     case 2: change.guestPhysicalAddress += 0x800
@@ -199,8 +214,9 @@ extension LockstepWorld {
     case 4: change.slot |= 0x1_0000
     case 5: change.slot = 32764
     case 6: change.flags ^= 2
-    case 7: change.guestPhysicalAddress = 1 << 52
-    case 8: change.guestPhysicalAddress = 0
+    // Found out late, when the slot has been taken out already.
+    case 7...9: change.guestPhysicalAddress = 1 << 52
+    case 10: change.guestPhysicalAddress = 0
     default:
       change.memorySize = change.memorySize > 4096 ? change.memorySize - 4096 : 4096
     }

@@ -28,6 +28,8 @@ internal import PMUnits
 /// - Accesses across a page border with a page of a driver, or of an area without the right to read:
 ///   the instruction emulator goes through the process's own access rights. For the same reason,
 ///   reads of an area without the right to read through a read-only slot.
+/// - Accesses across a page border that fault on both pages, in the process too for the second: when
+///   the real guest faults on the first, the second has its new entry already.
 /// - Entries of 2 MiB: they are shown as small ones.
 ///
 /// One thread at a time uses the machine, its process and the memory behind them.

@@ -59,10 +59,15 @@ extension RealGuestTests {
         .staleSoftwareGuest, .skipsRealDirtyLog,
       ])
     func canary(mistake: RealLockstep.Mistake) throws {
-      let report = try RealLockstep.run(
-        RealLockstep.Options(seed: 1, steps: 50_000, mistake: mistake))
-      #expect(report.mismatches > 0, "\(mistake) was not noticed: \(report)")
-      print("\(mistake): \(report.firstMismatch ?? "") (step \(report.steps))")
+      // The finer ones take long to show: a page more or less that is mapped along with another.
+      for seed in 1...12 as ClosedRange<UInt64> {
+        let report = try RealLockstep.run(
+          RealLockstep.Options(seed: seed, steps: 50_000, mistake: mistake))
+        guard let text = report.firstMismatch else { continue }
+        print("\(mistake), seed \(seed), step \(report.steps): \(text)")
+        return
+      }
+      Issue.record("\(mistake) was not noticed")
     }
 
     @Test("What the host's KVM is like can be found out")
@@ -121,6 +126,35 @@ extension RealGuestTests {
       try mirror.flush()
     }
 
+    /// Makes a call about a slot that shows the pages from `first`; true if both machines agree.
+    func set(
+      slot: UInt32 = 1, flags: UInt32 = 0, gpa: UInt64 = slotStart, first: UInt64 = 0,
+      count: UInt64 = 16
+    ) throws -> MirroredAnswer {
+      try mirror.setMemoryRegion(
+        MemoryRegion(
+          slot: slot, flags: flags, guestPhysicalAddress: gpa, memorySize: count * 4096,
+          userspaceAddress: Pair.base + first * 4096), on: &cpu)
+    }
+
+    /// The process writes to pages, which then have entries that a guest can have for nothing.
+    func touch(_ pages: Range<UInt64>) throws {
+      for page in pages { try process.write32(Pair.base + page * 4096, 0, on: &cpu) }
+      try mirror.sync(pages: 0..<16)
+    }
+
+    /// The pages of a slot, from `gpa`, that the guest does not have: log, read, look.
+    func missing(slot: UInt32 = 1, gpa: UInt64 = slotStart, first: UInt64 = 0, count: UInt64 = 16)
+      throws -> MirroredAnswer
+    {
+      let answer = try set(slot: slot, flags: logDirtyPages, gpa: gpa, first: first, count: count)
+      try #require(answer.emulated == 0 && answer.isEqual)
+      for page in 0..<count { try submit(.read(gpa + page * 4096), .done(0)) }
+      return try mirror.dirtyLog(slot: slot, pageCount: Int(count), on: &cpu)
+    }
+
+    var isShadow: Bool { mirror.vm.configuration.mmu == .shadow }
+
     func unmap(page: Int) throws {
       let address = mirror.address(of: page)
       try process.unmap(address..<address + 4096, on: &cpu)
@@ -175,6 +209,55 @@ extension RealGuestTests {
       try pair.submit(.write(5, to: slotStart + 3 * 4096), .done(0))
       #expect(pair.process.frame(at: address) != pair.process.kernel.zeroPage)
       try pair.submit(.read(slotStart + 3 * 4096), .done(5))
+      #expect(pair.mirror.mismatches == [])
+    }
+
+    @Test("Neighbours of another slot are mapped along with a page")
+    func prefetchOfAnotherSlot() throws {
+      let pair = try Pair()
+      try #require(try pair.set(count: 0).isEqual)
+      try #require(try pair.set(slot: 1, count: 4).isEqual)
+      try #require(
+        try pair.set(slot: 2, gpa: slotStart + 4 * 4096, first: 4, count: 4).isEqual)
+      try pair.touch(0..<8)
+      try pair.submit(.read(slotStart + 4 * 4096), .done(0))
+      let log = try pair.missing(slot: 1, count: 4)
+      #expect(log.isEqual, "\(log)")
+      if pair.isShadow { #expect(log.realLog == [0]) }
+      #expect(pair.mirror.mismatches == [])
+    }
+
+    @Test("A write to a protected page of a slot that logs no more maps neighbours")
+    func noFastFault() throws {
+      let pair = try Pair()
+      try pair.touch(0..<8)
+      try pair.submit(.write(0, to: slotStart), .done(0))
+      for flags in [logDirtyPages, 0] {
+        let answer = try pair.set(flags: flags)
+        try #require(answer.emulated == 0 && answer.isEqual)
+      }
+      // Page 1 loses its translation, page 0 has one without the right to write.
+      try pair.unmap(page: 1)
+      try pair.process.map(
+        HostProcess.MapRequest(byteCount: 4096, address: Pair.base + 4096), on: &pair.cpu)
+      try pair.touch(1..<2)
+      try pair.submit(.write(0, to: slotStart), .done(0))
+      let log = try pair.missing()
+      #expect(log.isEqual, "\(log)")
+      if pair.isShadow { #expect(log.realLog[0] & 0xff == 0) }
+      #expect(pair.mirror.mismatches == [])
+    }
+
+    @Test("A move beyond the last guest frame fails, and costs all translations")
+    func lateRefusal() throws {
+      let pair = try Pair()
+      try pair.touch(0..<8)
+      try pair.submit(.write(0, to: slotStart), .done(0))
+      let answer = try pair.set(gpa: 1 << 52)
+      #expect(answer.real == EINVAL && answer.isEqual)
+      let log = try pair.missing()
+      #expect(log.isEqual, "\(log)")
+      #expect(log.realLog[0] & 0xff == 0xff)
       #expect(pair.mirror.mismatches == [])
     }
 
