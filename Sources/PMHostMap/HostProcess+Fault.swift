@@ -235,7 +235,10 @@ extension HostProcess {
   ) -> FaultResult {
     kernel.ledger?.get(kernel.frames.compoundHead(of: pfn), holder(fault.address))
     if fault.isWrite, !area.flags.contains(.shared) {
-      guard let copy = newAnonymousPage(zeroed: false, on: &cpu) else { return .oom }
+      guard let copy = newAnonymousPage(zeroed: false, on: &cpu) else {
+        kernel.put(pfn, holder(fault.address), on: &cpu)
+        return .oom
+      }
       copyPage(from: pfn, to: copy)
       installAnonymous(
         fault.address, copy,

@@ -52,12 +52,16 @@ extension CPU {
       zonelist: node * 2 + Int((flags >> 21) & 1))
     let start = core.zonelistStart(request)
     guard start != core.zonelistEnd(request) else { return position }
-    if wanted - position == 1 || !fillBulk(request, slots, &position) {
-      let index = core.allocate(request)
-      if index != Core.none {
-        slots[position] = index
-        position += 1
+    if wanted - position > 1 {
+      if shouldFail(order: 0, gfp: flags) || fillBulk(request, slots, &position) {
+        return position
       }
+    }
+    if shouldFail(order: 0, gfp: flags) { return position }
+    let index = core.allocate(request)
+    if index != Core.none {
+      slots[position] = index
+      position += 1
     }
     return position
   }

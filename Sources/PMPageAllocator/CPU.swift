@@ -32,6 +32,24 @@ public struct CPU: ~Copyable, @unchecked Sendable {
   /// Called at every free of a block, before its pages are tested, with its first page, order and
   /// count; nil by default. Mirrors the trace event `mm_page_free`.
   public var pageFreeEvent: ((PFN, _ order: Int, _ refcount: Int32) -> Void)?
+  /// Which of this CPU's allocations fail although there is memory; nil, the default: none. Setting it
+  /// starts the budget, the calls and the random numbers anew.
+  ///
+  /// It is asked where the kernel asks: by every allocation that chooses its page, and by a bulk
+  /// allocation once for the bulk. ``allocateContiguous(_:count:)`` takes pages that its caller chose
+  /// and never fails so, nor does a request with `.noFail`. A failure is the error that the same
+  /// request would give where memory is short; ``injectedFailureCount`` tells them apart.
+  public var failPageAlloc: AllocationFaults? {
+    didSet { faultState = AllocationFaultState(failPageAlloc, seed: failPageAllocSeed) }
+  }
+  /// Where the random numbers of ``failPageAlloc`` start: the same seed, faults and requests give the
+  /// same failures. Setting it starts everything anew.
+  public var failPageAllocSeed: UInt64 = 0 {
+    didSet { faultState = AllocationFaultState(failPageAlloc, seed: failPageAllocSeed) }
+  }
+  /// How many allocations ``failPageAlloc`` made fail since the CPU was claimed.
+  public internal(set) var injectedFailureCount: Int = 0
+  var faultState = AllocationFaultState(nil, seed: 0)
   private var lastSegment: UnsafeMutablePointer<pm_segment>
 
   init(machine: Machine, index: Int, node: Int, core: Core) {
@@ -84,6 +102,7 @@ public struct CPU: ~Copyable, @unchecked Sendable {
     let flags = gfp & GFP.allowedMask
     let type = (flags >> 3) & 3
     guard UInt(bitPattern: order) <= 10, type != 3 else { return Core.none }
+    if shouldFail(order: UInt32(truncatingIfNeeded: order), gfp: flags) { return Core.none }
     let request = Core.Request(
       order: UInt32(truncatingIfNeeded: order), gfp: flags,
       type: core.isMobilityDisabled ? 0 : UInt8(truncatingIfNeeded: type),
