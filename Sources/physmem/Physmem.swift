@@ -12,7 +12,9 @@ struct Physmem: ParsableCommand {
       65 malformed input, 66 no such input, 69 a required resource is missing.
       """,
     version: "0.1.0",
-    subcommands: [Replay.self, Conform.self, KVM.self, Bench.self, Demo.self, Doctor.self])
+    subcommands: [
+      Replay.self, Conform.self, KVM.self, Stress.self, Bench.self, Demo.self, Doctor.self,
+    ])
 }
 
 /// The command's exit codes beyond success, as DESIGN states them.
