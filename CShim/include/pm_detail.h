@@ -36,6 +36,33 @@ PM_INLINE uint32_t pm_flags_clear_relaxed(uint32_t *_Nonnull flags, uint32_t bit
   return __atomic_fetch_and(flags, ~bits, __ATOMIC_RELAXED);
 }
 
+/// Reads a map or pin count. Relaxed.
+PM_INLINE int32_t pm_mapcount_load_relaxed(const int32_t *_Nonnull count) {
+  return __atomic_load_n(count, __ATOMIC_RELAXED);
+}
+
+/// Reads `mapping`, `memcg` or `owner_word`. Relaxed: who looks at a page that is not its own (LRU,
+/// migration, reports) may see the word of before or after.
+PM_INLINE uint64_t pm_detail_word_load_relaxed(const uint64_t *_Nonnull word) {
+  return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+
+/// Writes `mapping`, `memcg` or `owner_word`. Relaxed.
+PM_INLINE void pm_detail_word_store_relaxed(uint64_t *_Nonnull word, uint64_t value) {
+  __atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
+
+/// Writes all of a page's details, field by field. Relaxed; of pages that the caller owns.
+PM_INLINE void pm_detail_store_relaxed(pm_detail *_Nonnull to, pm_detail from) {
+  __atomic_store_n(&to->flags, from.flags, __ATOMIC_RELAXED);
+  __atomic_store_n(&to->mapped, from.mapped, __ATOMIC_RELAXED);
+  __atomic_store_n(&to->mapped_whole, from.mapped_whole, __ATOMIC_RELAXED);
+  __atomic_store_n(&to->pinned, from.pinned, __ATOMIC_RELAXED);
+  __atomic_store_n(&to->mapping, from.mapping, __ATOMIC_RELAXED);
+  __atomic_store_n(&to->memcg, from.memcg, __ATOMIC_RELAXED);
+  __atomic_store_n(&to->owner_word, from.owner_word, __ATOMIC_RELAXED);
+}
+
 /// Reads the flags. Relaxed.
 PM_INLINE uint32_t pm_flags_load_relaxed(const uint32_t *_Nonnull flags) {
   return __atomic_load_n(flags, __ATOMIC_RELAXED);

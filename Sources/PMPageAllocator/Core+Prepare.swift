@@ -165,7 +165,7 @@ extension Core {
   func flags(_ index: UInt32) -> PageFlags {
     let state = state(index)
     var flags: PageFlags =
-      state & FrameState.detail != 0 ? details.takeUnretainedValue()[index].flags : []
+      state & FrameState.detail != 0 ? details.takeUnretainedValue().flags(index) : []
     if state & FrameState.head != 0 { flags.insert(.head) }
     if state & FrameState.lru != 0 { flags.insert(.lru) }
     if state & FrameState.reserved != 0 { flags.insert(.reserved) }

@@ -115,13 +115,13 @@ extension Machine {
   /// Sets `mapping` of a page that the caller owns.
   public func setMapping(_ mapping: UInt64, of pfn: PFN) {
     _ = frames.refcount(pfn)
-    noted(pfn.rawValue).pointee.mapping = mapping
+    pm_detail_word_store_relaxed(&noted(pfn.rawValue).pointee.mapping, mapping)
   }
 
   /// Sets `private` of a page that the caller owns.
   public func setPrivate(_ value: UInt64, of pfn: PFN) {
     _ = frames.refcount(pfn)
-    noted(pfn.rawValue).pointee.owner_word = value
+    pm_detail_word_store_relaxed(&noted(pfn.rawValue).pointee.owner_word, value)
   }
 
   /// `page_mapcount`: the page's own mappings, plus those of its compound page as a whole; 0 where

@@ -84,18 +84,28 @@ final class PageDetailTable: @unchecked Sendable {
     guard let record = existing(index) else { return PageDetails() }
     return PageDetails(
       flags: PageFlags(rawValue: pm_flags_load_relaxed(&record.pointee.flags)),
-      mapcount: record.pointee.mapped - 1, mapping: record.pointee.mapping,
-      memcg: record.pointee.memcg, private: record.pointee.owner_word,
-      wholeMapcount: record.pointee.mapped_whole,
-      pincount: record.pointee.pinned)
+      mapcount: pm_mapcount_load_relaxed(&record.pointee.mapped) - 1,
+      mapping: pm_detail_word_load_relaxed(&record.pointee.mapping),
+      memcg: pm_detail_word_load_relaxed(&record.pointee.memcg),
+      private: pm_detail_word_load_relaxed(&record.pointee.owner_word),
+      wholeMapcount: pm_mapcount_load_relaxed(&record.pointee.mapped_whole),
+      pincount: pm_mapcount_load_relaxed(&record.pointee.pinned))
+  }
+
+  /// The flags alone.
+  func flags(_ index: UInt32) -> PageFlags {
+    guard let record = existing(index) else { return [] }
+    return PageFlags(rawValue: pm_flags_load_relaxed(&record.pointee.flags))
   }
 
   func store(_ details: PageDetails, at index: UInt32) {
     if details.isClean, existing(index) == nil { return }
-    record(index).pointee = pm_detail(
-      flags: details.flags.rawValue, mapped: details.mapcount + 1,
-      mapped_whole: details.wholeMapcount, pinned: details.pincount, mapping: details.mapping,
-      memcg: details.memcg, owner_word: details.private)
+    pm_detail_store_relaxed(
+      record(index),
+      pm_detail(
+        flags: details.flags.rawValue, mapped: details.mapcount + 1,
+        mapped_whole: details.wholeMapcount, pinned: details.pincount, mapping: details.mapping,
+        memcg: details.memcg, owner_word: details.private))
   }
 
   /// All entries, for snapshots.
