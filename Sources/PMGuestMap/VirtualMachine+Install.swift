@@ -109,7 +109,13 @@ extension VirtualMachine {
 
   /// Maps the neighbours of a small entry as far as fast GUP gives them for nothing: the group of eight,
   /// each run of absent entries from its low end. Mirrors `__direct_pte_prefetch`.
+  ///
+  /// Not while anything is being invalidated: the retry test looked at the fault's own address, and a
+  /// neighbour whose entry the invalidation has dropped already may still have its old frame in the
+  /// process's table. Mirrors the test of `mmu_invalidate_in_progress` in `direct_pte_prefetch`, Linux
+  /// 5.12 and later.
   private func prefetch(around gfn: GFN, addressSpace: Int, on cpu: inout CPU) {
+    guard invalidationsInProgress == 0 else { return }
     let table = tables[addressSpace]
     let first = gfn.rawValue & ~7
     var start: UInt64?

@@ -79,6 +79,59 @@ import Testing
     return MigrationResult()
   }
 
+  /// A guest that faults beside a page that is on its way, after KVM has dropped its entry.
+  private final class FaultingNeighbour: MMUNotifier, @unchecked Sendable {
+    // Sendable: one thread uses all of it.
+    let vcpu: VCPU
+    let address: UInt64
+    var results: [GuestAccess] = []
+
+    init(_ vcpu: VCPU, at address: UInt64) {
+      self.vcpu = vcpu
+      self.address = address
+    }
+
+    func invalidateRangeStart(_ range: Range<UInt64>, on cpu: inout CPU) {
+      results.append(vcpu.read(address, byteCount: 8, on: &cpu))
+    }
+    func invalidateRangeEnd(_ range: Range<UInt64>, on cpu: inout CPU) {}
+    func clearYoung(_ range: Range<UInt64>, flush: Bool, on cpu: inout CPU) -> Bool { false }
+    func testYoung(_ address: UInt64, on cpu: inout CPU) -> Bool { false }
+    func release(on cpu: inout CPU) {}
+  }
+
+  @Test(arguments: KernelModel.KVM.allCases, [VirtualMachine.MMU.tdp, .shadow])
+  func `A neighbour's fault does not bring back the frame that is being moved away`(
+    _ era: KernelModel.KVM, _ mmu: VirtualMachine.MMU
+  ) throws {
+    let machine = try Machine(MachineDescription(memory: .mib(32), cpus: 1))
+    var cpu = try machine.claimCPU(0)
+    let kernel = try HostKernel(machine: machine, on: &cpu)
+    let process = HostProcess(kernel: kernel)
+    let base = try process.map(.init(byteCount: 8 << 12), on: &cpu)
+    for page in UInt64(0)..<8 { try process.write32(base + page << 12, UInt32(page) + 1, on: &cpu) }
+    let vm = try VirtualMachine(
+      process: process, configuration: .init(capabilities: .linux618, mmu: mmu, era: era))
+    try vm.setUserMemoryRegion(
+      MemoryRegion(
+        slot: 1, flags: 0, guestPhysicalAddress: Self.gpa, memorySize: 8 << 12,
+        userspaceAddress: base), on: &cpu)
+    let vcpu = try VCPU(vm)
+    // The VM's notifier stands first, so that the guest faults when its entry of page 2 is gone.
+    let neighbour = FaultingNeighbour(vcpu, at: Self.gpa + 3 << 12)
+    process.register(neighbour)
+    #expect(vcpu.read(Self.gpa + 2 << 12, byteCount: 8, on: &cpu) == .done(3))
+    let page = base + 2 << 12
+    #expect(process.migrate(page..<page + 1, on: &cpu).moved == 1)
+    #expect(neighbour.results == [.done(4)])
+    #expect(vm.staleTranslations() == [])
+    try process.write32(page, 77, on: &cpu)
+    #expect(vcpu.read(Self.gpa + 2 << 12, byteCount: 8, on: &cpu) == .done(77))
+    vcpu.unbind()
+    vm.close(on: &cpu)
+    process.exit(on: &cpu)
+  }
+
   @Test(arguments: KernelModel.KVM.allCases, [VirtualMachine.MMU.tdp, .shadow])
   func `Guests keep their memory while its pages move`(
     _ era: KernelModel.KVM, _ mmu: VirtualMachine.MMU
