@@ -1,7 +1,6 @@
 internal import PMFrames
 internal import PMPageAllocator
 internal import PMUnits
-internal import Synchronization
 
 /// Stress of the page allocator.
 enum AllocStress {
@@ -12,7 +11,8 @@ enum AllocStress {
 
   static func run(_ plan: StressPlan, control: StressControl) throws -> StressOutcome {
     let world = try AllocWorld(plan)
-    let results = Mutex<[(index: Int, held: [AllocBlock], counts: [Int])]>([])
+    let plan = plan.begun()
+    let results = Guarded<[(index: Int, held: [AllocBlock], counts: [Int])]>([])
     let bodies = (0..<plan.options.threads).map { index in
       { @Sendable in
         var thread = AllocThread(world, plan, control, index)

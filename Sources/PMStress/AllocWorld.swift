@@ -16,7 +16,7 @@ final class AllocWorld: @unchecked Sendable {
   let share: Int
   private let owners: SharedWords<UInt32>
   /// Blocks that go from one thread to another, which frees them on its own CPU.
-  private let passing = Mutex<[AllocBlock]>([])
+  private let passing = Guarded<[AllocBlock]>([])
 
   init(_ plan: StressPlan) throws {
     var description = MachineDescription(

@@ -31,7 +31,7 @@ enum DirtyStress {
     case .manualInitiallySet: try world.vm.enableManualDirtyLogProtect(3)
     case .bitmap, .ring: break
     }
-    let crew = GuestCrew(world, plan, control, places: 1)
+    let crew = GuestCrew(world, plan.begun(), control, places: 1)
     let migration = try DirtyMigration(world, log, plan, crew)
     do {
       var cpu = try world.machine.claimCPU(world.mutatorCPU)
@@ -58,6 +58,8 @@ private final class DirtyMigration: @unchecked Sendable {
   private var bits: [UInt64]
   private var copy: [UInt64]
   private var nextEntries: [UInt32] = []
+  /// Pages that rings named and that were not copied yet.
+  private var pending: Set<Int> = []
 
   init(_ world: GuestWorld, _ log: DirtyStress.Log, _ plan: StressPlan, _ crew: GuestCrew) throws {
     self.world = world
@@ -107,7 +109,7 @@ private final class DirtyMigration: @unchecked Sendable {
     for (index, word) in bits.enumerated() where word != 0 {
       var left = word
       while left != 0 {
-        copyPage(index * 64 + left.trailingZeroBitCount, on: &cpu)
+        try copyPage(index * 64 + left.trailingZeroBitCount, on: &cpu)
         left &= left - 1
         pages += 1
       }
@@ -116,36 +118,50 @@ private final class DirtyMigration: @unchecked Sendable {
   }
 
   private func harvestRings(on cpu: inout CPU) throws(KernelErrno) -> Int {
-    let vcpus = crew.vcpus
-    while nextEntries.count < vcpus.count { nextEntries.append(0) }
-    var pages: [Int] = []
-    for (index, vcpu) in vcpus.enumerated() {
-      guard let ring = vcpu.ring else { continue }
-      pages += ring.harvest(next: &nextEntries[index]).map { Int($0.offset) }
-    }
-    if pages.isEmpty { return 0 }
-    _ = try world.vm.resetDirtyRings(vcpus, on: &cpu)
-    for page in Set(pages) { copyPage(page, on: &cpu) }
+    try takeRings(on: &cpu)
+    let pages = pending
+    pending.removeAll(keepingCapacity: true)
+    for page in pages { try copyPage(page, on: &cpu) }
     return pages.count
   }
 
-  private func copyPage(_ page: Int, on cpu: inout CPU) {
-    for word in 0..<wordsPerPage {
-      // An allocation may fail on purpose under a read; the next try has another chance.
-      for _ in 0..<1000 {
-        guard let value = read(page, word, on: &cpu) else { continue }
-        copy[page * wordsPerPage + word] = value
-        break
+  /// What all rings hold becomes pending, and protected again. The reader has a ring too: its read
+  /// faults map pages for writing where they may be written, and that is what a ring notes.
+  private func takeRings(on cpu: inout CPU) throws(KernelErrno) {
+    let vcpus = [reader] + crew.vcpus
+    while nextEntries.count < vcpus.count { nextEntries.append(0) }
+    var isEmpty = true
+    for (index, vcpu) in vcpus.enumerated() {
+      guard let ring = vcpu.ring else { continue }
+      for entry in ring.harvest(next: &nextEntries[index]) {
+        pending.insert(Int(entry.offset))
+        isEmpty = false
       }
+    }
+    if !isEmpty { _ = try world.vm.resetDirtyRings(vcpus, on: &cpu) }
+  }
+
+  private func copyPage(_ page: Int, on cpu: inout CPU) throws(KernelErrno) {
+    for word in 0..<wordsPerPage {
+      copy[page * wordsPerPage + word] = try read(page, word, on: &cpu)
     }
   }
 
-  /// A word as the guest sees it; nil where it cannot be read.
-  private func read(_ page: Int, _ word: Int, on cpu: inout CPU) -> UInt64? {
+  /// A word as the guest sees it. Throws what the access failed with at last: an allocation may fail on
+  /// purpose under a read, and the next try has another chance.
+  private func read(_ page: Int, _ word: Int, on cpu: inout CPU) throws(KernelErrno) -> UInt64 {
     let address = world.guestAddress(page, place: 1) + UInt64(word * 8)
-    if let value = reader.loadUInt64(at: address) { return value }
-    if case .done(let value) = reader.read(address, byteCount: 8, on: &cpu) { return value }
-    return nil
+    var failure = KernelErrno.efault
+    for _ in 0..<1000 {
+      if let value = reader.loadUInt64(at: address) { return value }
+      switch reader.read(address, byteCount: 8, on: &cpu) {
+      case .done(let value): return value
+      case .dirtyRingFull: try takeRings(on: &cpu)
+      case .failed(let errno, _): failure = errno
+      case .mmio, .interrupted: throw .efault
+      }
+    }
+    throw failure
   }
 
   /// The last copy, with the guests at rest, and the comparison.
@@ -159,8 +175,9 @@ private final class DirtyMigration: @unchecked Sendable {
     } catch { return ["\(log): the log could not be read: \(error)"] }
     for page in 0..<world.pageCount {
       for word in 0..<wordsPerPage {
-        guard let value = read(page, word, on: &cpu) else {
-          return ["page \(page) cannot be read at the end"]
+        let value: UInt64
+        do throws(KernelErrno) { value = try read(page, word, on: &cpu) } catch {
+          return ["page \(page) cannot be read at the end: \(error)"]
         }
         let copied = copy[page * wordsPerPage + word]
         if value != copied {

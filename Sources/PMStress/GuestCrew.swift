@@ -14,8 +14,8 @@ final class GuestCrew: @unchecked Sendable {
   private let plan: StressPlan
   private let control: StressControl
   private let places: Int
-  private let made = Mutex<[VCPU]>([])
-  private let counts = Mutex<StressOutcome>(StressOutcome())
+  private let made = Guarded<[VCPU]>([])
+  private let counts = Guarded<StressOutcome>(StressOutcome())
 
   init(_ world: GuestWorld, _ plan: StressPlan, _ control: StressControl, places: Int) {
     self.world = world

@@ -18,7 +18,7 @@ enum MapStress {
       var cpu = try world.machine.claimCPU(world.mutatorCPU)
       try mutator.setSlot(logs: plan.seed & 2 != 0, on: &cpu)
     }
-    let crew = GuestCrew(world, plan, control, places: 1)
+    let crew = GuestCrew(world, plan.begun(), control, places: 1)
     return try crew.run(
       operations: Operation.allCases.map { "\($0)" },
       mutate: { worker, cpu in mutator.step(&worker, &cpu) },

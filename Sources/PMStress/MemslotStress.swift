@@ -19,7 +19,7 @@ enum MemslotStress {
       var cpu = try world.machine.claimCPU(world.mutatorCPU)
       try mutator.setAll(on: &cpu)
     }
-    let crew = GuestCrew(world, plan, control, places: places)
+    let crew = GuestCrew(world, plan.begun(), control, places: places)
     return try crew.run(
       operations: Operation.allCases.map { "\($0)" },
       mutate: { worker, cpu in mutator.step(&worker, &cpu) })

@@ -12,7 +12,8 @@ enum RefcountStress {
 
   static func run(_ plan: StressPlan, control: StressControl) throws -> StressOutcome {
     let world = try RefcountWorld(plan)
-    let results = Mutex<[(RefcountHoldings, [Int])]>([])
+    let plan = plan.begun()
+    let results = Guarded<[(RefcountHoldings, [Int])]>([])
     let bodies = (0..<plan.options.threads).map { index in
       { @Sendable in
         let result = work(world, plan, control, index)

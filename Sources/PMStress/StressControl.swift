@@ -29,7 +29,7 @@ public final class StressControl: Sendable {
   private let isInterrupted = Atomic(false)
   private let hasFailed = Atomic(false)
   private let done = Atomic(0)
-  private let found = Mutex<[StressFailure]>([])
+  private let found = Guarded<[StressFailure]>([])
   private static let failureLimit = 100
 
   /// A run that goes on.

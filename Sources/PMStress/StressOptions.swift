@@ -102,8 +102,24 @@ public struct StressPlan: Sendable {
   public var seed: UInt64
   /// The era of this round.
   public var era: KernelModel.KVM
+  /// How long the round lasts once its world is made.
+  public var seconds: Double
   /// When the round has to end.
   public var deadline: ContinuousClock.Instant
   /// Operations per thread, or nil.
   public var iterations: Int?
+}
+
+extension StressPlan {
+  /// The same plan, its time beginning now: when the world is made and the threads can start.
+  func begun() -> StressPlan {
+    var plan = self
+    plan.deadline = StressPlan.deadline(in: seconds)
+    return plan
+  }
+
+  /// The time in so many seconds.
+  static func deadline(in seconds: Double) -> ContinuousClock.Instant {
+    .now.advanced(by: .nanoseconds(Int64(min(max(seconds, 0), 1e9) * 1e9)))
+  }
 }

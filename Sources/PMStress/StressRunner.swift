@@ -67,7 +67,7 @@ public struct StressRunner: Sendable {
     return StressPlan(
       kind: kind, options: options, seed: seed,
       era: options.era ?? eras[Int(seed / 3 % UInt64(eras.count))],
-      deadline: .now.advanced(by: .nanoseconds(Int64(min(max(time, 0), 1e9) * 1e9))),
+      seconds: time, deadline: StressPlan.deadline(in: time),
       iterations: options.iterations)
   }
 
