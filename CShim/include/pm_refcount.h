@@ -12,6 +12,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "pm_planted.h"
+
 #define PM_INLINE static inline __attribute__((always_inline))
 
 /// What one pin adds to the count of a page that is not part of a large folio
@@ -31,6 +33,11 @@ PM_INLINE void pm_refcount_store_relaxed(int32_t *_Nonnull count, int32_t value)
 /// Adds 1 and returns the old count, which tells a get from 0 and one past the largest value. Relaxed.
 /// Mirrors `page_ref_inc`.
 PM_INLINE int32_t pm_refcount_fetch_inc_relaxed(int32_t *_Nonnull count) {
+  if (pm_planted(PM_PLANTED_GET_NOT_ATOMIC)) {
+    int32_t old = __atomic_load_n(count, __ATOMIC_RELAXED);
+    __atomic_store_n(count, (int32_t)((uint32_t)old + 1), __ATOMIC_RELAXED);
+    return old;
+  }
   return __atomic_fetch_add(count, 1, __ATOMIC_RELAXED);
 }
 
@@ -83,7 +90,7 @@ PM_INLINE bool pm_refcount_add_unless_seq_cst(int32_t *_Nonnull count, int32_t d
                                               int32_t unless) {
   int32_t old = __atomic_load_n(count, __ATOMIC_RELAXED);
   do {
-    if (old == unless) return false;
+    if (old == unless && !pm_planted(PM_PLANTED_TRYGET_FROM_ZERO)) return false;
   } while (!__atomic_compare_exchange_n(count, &old, (int32_t)((uint32_t)old + (uint32_t)delta),
                                         true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
   return true;
@@ -98,6 +105,9 @@ PM_INLINE bool pm_refcount_inc_unless_zero_seq_cst(int32_t *_Nonnull count) {
 /// Sets the count to 0 if it is `expected`; true iff it was. Fully ordered on success.
 /// Mirrors `page_ref_freeze`.
 PM_INLINE bool pm_refcount_freeze_seq_cst(int32_t *_Nonnull count, int32_t expected) {
+  if (pm_planted(PM_PLANTED_FREEZE_IGNORES_COUNT)) {
+    expected = __atomic_load_n(count, __ATOMIC_RELAXED);
+  }
   return __atomic_compare_exchange_n(count, &expected, 0, false, __ATOMIC_SEQ_CST,
                                      __ATOMIC_RELAXED);
 }

@@ -57,6 +57,11 @@ extension Stage2Table {
   public func unmapRange(
     _ range: Range<GFN>, _ visit: (_ gfn: GFN, _ level: Int, _ old: SPTE) -> Void
   ) {
+    let last = GFN(range.upperBound.rawValue - 1)
+    if pm_planted(PM_PLANTED_ZAP_SKIPS_LAST), last > range.lowerBound {
+      zapRange(range.lowerBound..<last, atMost: .max, visit)
+      return
+    }
     zapRange(range, atMost: .max, visit)
   }
 

@@ -1,3 +1,4 @@
+internal import CPhysmemShim
 internal import PMHostMap
 public import PMPageAllocator
 public import PMUnits
@@ -157,6 +158,7 @@ extension VirtualMachine {
   private func reprotect(
     _ slot: Memslot, word: Int, _ mask: UInt64, on cpu: inout CPU
   ) -> Bool {
+    if pm_planted(PM_PLANTED_HARVEST_NOT_PROTECTED) { return false }
     let table = tables[slot.addressSpace]
     let base = slot.baseGFN + word * 64
     var isChanged = false
@@ -241,7 +243,7 @@ extension VirtualMachine {
     let left = slot.pageCount - Int(clamping: group.offset)
     guard left > 0 else { return }
     let mask = left >= 64 ? group.mask : group.mask & ((1 << UInt64(left)) - 1)
-    guard mask != 0 else { return }
+    guard mask != 0, !pm_planted(PM_PLANTED_HARVEST_NOT_PROTECTED) else { return }
     let table = tables[slot.addressSpace]
     _ = table.reprotect(
       first: slot.baseGFN + Int(group.offset), mask: mask,

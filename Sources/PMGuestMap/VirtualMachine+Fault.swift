@@ -1,3 +1,4 @@
+internal import CPhysmemShim
 internal import PMHostMap
 public import PMPageAllocator
 public import PMUnits
@@ -80,7 +81,9 @@ extension VirtualMachine {
     case .spurious: return .spurious
     case .fixed(let addedWrite):
       step("fast page fault: the entry of gfn \(fault.gfn) allows the access again")
-      if addedWrite, let slot = fault.slot { markDirty(fault.gfn, slot, fault.vcpu) }
+      if addedWrite, let slot = fault.slot, !pm_planted(PM_PLANTED_FAST_FAULT_NOT_LOGGED) {
+        markDirty(fault.gfn, slot, fault.vcpu)
+      }
       noteFixedFault()
       return .fixed
     }

@@ -31,7 +31,7 @@ extension VirtualMachine: MMUNotifier {
         }
       }
     }
-    if dropped { gate.requestFlush() }
+    if dropped, !pm_planted(PM_PLANTED_FLUSH_LEFT_OUT) { gate.requestFlush() }
     recycleTables()
     mmuLock.unlock()
   }
@@ -96,6 +96,7 @@ extension VirtualMachine: MMUNotifier {
   /// Whether a fault that took its snapshot at `sequence` must start again. Under `mmuLock`. Mirrors
   /// `mmu_invalidate_retry_hva` (6.1) and `mmu_invalidate_retry_gfn` (6.8).
   func mustRetry(_ sequence: Int64, hva: UInt64, gfn: GFN) -> Bool {
+    if pm_planted(PM_PLANTED_RETRY_LEFT_OUT) { return false }
     if invalidationsInProgress > 0, let range = invalidRange,
       range.contains(recordsGuestFrames ? gfn.rawValue : hva)
     {

@@ -78,7 +78,7 @@ extension VirtualMachine {
   /// 6.1 does and later kernels do by default. Mirrors `kvm_invalidate_memslot`.
   private func invalidate(_ old: Memslot, on cpu: inout CPU) {
     publish(old: old, new: old.invalidated())
-    dropAll(on: &cpu)
+    if !pm_planted(PM_PLANTED_DELETE_KEEPS_ENTRIES) { dropAll(on: &cpu) }
     for cache in notifierLock.withLock({ pfnCaches }) { cache.invalidateAll() }
   }
 

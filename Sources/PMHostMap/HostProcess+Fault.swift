@@ -1,3 +1,4 @@
+internal import CPhysmemShim
 internal import PMFrames
 internal import PMPageAllocator
 internal import PMUnits
@@ -202,7 +203,9 @@ extension HostProcess {
   }
 
   func copyPage(from source: PFN, to destination: PFN) {
-    guard let to = kernel.bytes(of: destination) else { return }
+    guard let to = kernel.bytes(of: destination), !pm_planted(PM_PLANTED_COW_NOT_COPIED) else {
+      return
+    }
     if let from = kernel.bytes(of: source) {
       to.copyMemory(from: from, byteCount: 4096)
     } else {

@@ -1,3 +1,4 @@
+internal import CPhysmemShim
 public import PMPageAllocator
 public import PMUnits
 
@@ -130,7 +131,8 @@ extension HostProcess {
       let old = area.flags
       area.flags = old.subtracting(.rights).union(rights.intersection(.rights))
       guard area.flags != old, hasTables(area.range) else { continue }
-      notifying(area.range, on: &cpu) { cpu in
+      let end = pm_planted(PM_PLANTED_PROTECT_NOT_NOTIFIED) ? area.start : area.end
+      notifying(area.start..<end, on: &cpu) { cpu in
         splitPartialHugeEntries(area.range, area, on: &cpu)
         tableLock.withLock {
           forEachLeaf(area.range) { leaf, _ in

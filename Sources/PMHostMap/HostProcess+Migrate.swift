@@ -1,3 +1,4 @@
+internal import CPhysmemShim
 internal import PMFrames
 public import PMPageAllocator
 internal import PMUnits
@@ -127,7 +128,7 @@ extension HostProcess {
       // is seen in the count, any other sees that the entry changed and gives its reference back.
       table.set(found.slot, .none)
       guard isMappedOnce(old), kernel.machine.flags(of: old).contains(.lru),
-        kernel.frames.freeze(old, expected: 1)
+        kernel.frames.freeze(old, expected: 1) || pm_planted(PM_PLANTED_MIGRATION_IGNORES_COUNT)
       else {
         table.set(found.slot, found.entry)
         return false

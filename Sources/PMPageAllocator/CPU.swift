@@ -183,6 +183,7 @@ public struct CPU: ~Copyable, @unchecked Sendable {
     var piece = order
     while piece > 0 {
       piece -= 1
+      if pm_planted(PM_PLANTED_SPLIT_LOSES_HALF), piece == order - 1 { continue }
       noteFree(index + 1 << piece, order: piece)
       core.free(zone, index + 1 << piece, order: piece)
     }

@@ -44,7 +44,7 @@ extension Core {
         amount &-= pages
         pageset.pointee.count &-= pages
         oldest &+= run.count
-        guard run.isClean else { continue }
+        guard run.isClean, !pm_planted(PM_PLANTED_DRAIN_LOSES_BLOCK) else { continue }
         let cached = cachedType(index)
         freeRun(
           zone, pageset, first: index, run, order: order,

@@ -37,11 +37,16 @@ func withTemporaryFolder<Result>(_ body: (URL) throws -> Result) throws -> Resul
 /// Runs the command that was built with these tests: it stands beside their bundle.
 func physmem(_ arguments: String...) throws -> CommandRun { try physmem(arguments) }
 
+/// The command that was built with these tests: it stands beside their bundle.
+func command() throws -> URL {
+  let bundle = try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")
+  return URL(fileURLWithPath: bundle).deletingLastPathComponent()
+    .appendingPathComponent("physmem")
+}
+
 /// The same with the arguments in an array.
 func physmem(_ arguments: [String]) throws -> CommandRun {
-  let bundle = try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")
-  let command = URL(fileURLWithPath: bundle).deletingLastPathComponent()
-    .appendingPathComponent("physmem")
+  let command = try command()
   return try withTemporaryFolder { folder in
     // Files, not pipes: a pipe that nobody reads would stop the command.
     func open(_ name: String) throws -> FileHandle {
