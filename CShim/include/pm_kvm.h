@@ -1,5 +1,5 @@
-// KVM primitives: a virtual machine, its memory regions, one virtual CPU; and the two things that
-// mirroring a host mapping needs beyond pm_host.h.
+// KVM primitives: a virtual machine, its memory regions, its virtual CPUs; and what changing a host
+// mapping under a guest needs beyond pm_host.h.
 //
 // The rules of pm_host.h hold: 0 or -errno, results through out-parameters that are written only on
 // success, nothing allocates, nothing decides a policy, every entry into the system passes the seam
@@ -71,8 +71,8 @@ int pm_kvm_clear_dirty_log(
 
 // ---- The virtual CPU ----------------------------------------------------------------------------
 
-/// Makes vCPU 0 of a machine. The descriptor is close-on-exec.
-int pm_kvm_create_vcpu(int vm, int *_Nonnull fd) PM_HOST_CHECKED;
+/// Makes a vCPU of a machine, by its number from 0. The descriptor is close-on-exec.
+int pm_kvm_create_vcpu(int vm, uint32_t index, int *_Nonnull fd) PM_HOST_CHECKED;
 
 /// Maps what the kernel shares of a vCPU, `length` bytes of it. Unmapped by pm_host_unmap.
 int pm_kvm_map_run(
@@ -143,6 +143,18 @@ int pm_kvm_complete_mmio(int vcpu, void *_Nonnull run, uint8_t fill) PM_HOST_CHE
 /// one order with the caller's sequentially consistent atomics.
 void pm_kvm_set_immediate_exit(void *_Nonnull run, bool value);
 
+/// The kernel's number of the calling thread, not 0.
+int pm_kvm_thread_id(void) PM_HOST_CHECKED;
+
+/// Makes the kick signal harmless in this process: it gets a handler that does nothing, unless it
+/// has a handler already.
+int pm_kvm_prepare_kicks(void) PM_HOST_CHECKED;
+
+/// Sends the kick signal to a thread of this process: a KVM_RUN there ends with -EINTR. -ESRCH if
+/// there is no such thread. pre: pm_kvm_prepare_kicks has succeeded.
+/// In C because tgkill is a bare system call here, and SIGRTMIN a function behind a macro.
+int pm_kvm_kick(int thread) PM_HOST_CHECKED;
+
 // ---- The dirty ring -----------------------------------------------------------------------------
 
 /// The number of KVM_CAP_DIRTY_LOG_RING_ACQ_REL, and the size of a ring entry in bytes.
@@ -192,6 +204,12 @@ typedef enum __attribute__((enum_extensibility(closed))) pm_kvm_protection : int
 /// Changes what a range allows. pre: page-aligned. In C because it must pass the seam.
 int pm_kvm_protect(
     void *_Nonnull base, size_t length, pm_kvm_protection protection) PM_HOST_CHECKED;
+
+/// Moves the pages of `length` bytes of private anonymous memory from `from` to `to`, in place of
+/// what is there; `from` stays mapped, without pages, with its rights. Needs Linux 5.7.
+/// pre: page-aligned; the ranges do not overlap and each lies inside a mapping made by pm_host_map,
+/// of which it is part from then on. In C because mremap is variadic.
+int pm_kvm_move_pages(void *_Nonnull from, size_t length, void *_Nonnull to) PM_HOST_CHECKED;
 
 #pragma GCC visibility pop
 

@@ -4,10 +4,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "pm_seam.h"
@@ -106,8 +108,8 @@ int pm_kvm_clear_dirty_log(
 
 // ---- The virtual CPU ----------------------------------------------------------------------------
 
-int pm_kvm_create_vcpu(int vm, int *fd) {
-  return pm_kvm_descriptor(PM_KVM_IOCTL(vm, KVM_CREATE_VCPU, 0UL), fd);
+int pm_kvm_create_vcpu(int vm, uint32_t index, int *fd) {
+  return pm_kvm_descriptor(PM_KVM_IOCTL(vm, KVM_CREATE_VCPU, (unsigned long)index), fd);
 }
 
 static int pm_kvm_map_vcpu(int vcpu, size_t length, off_t offset, void **base) {
@@ -244,6 +246,28 @@ void pm_kvm_set_immediate_exit(void *run, bool value) {
   __atomic_store_n(&shared->immediate_exit, (uint8_t)value, __ATOMIC_SEQ_CST);
 }
 
+// ---- Kicks --------------------------------------------------------------------------------------
+
+// A real-time signal, as those are the ones that libraries seldom take.
+#define PM_KVM_KICK_SIGNAL (SIGRTMIN + 4)
+
+static void pm_kvm_ignore_kick(int number) { (void)number; }
+
+int pm_kvm_thread_id(void) { return (int)syscall(SYS_gettid); }
+
+int pm_kvm_prepare_kicks(void) {
+  struct sigaction action;
+  if (sigaction(PM_KVM_KICK_SIGNAL, NULL, &action) != 0) return -errno;
+  if (action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN) return 0;
+  memset(&action, 0, sizeof action);
+  action.sa_handler = pm_kvm_ignore_kick;
+  return sigaction(PM_KVM_KICK_SIGNAL, &action, NULL) != 0 ? -errno : 0;
+}
+
+int pm_kvm_kick(int thread) {
+  return syscall(SYS_tgkill, getpid(), thread, PM_KVM_KICK_SIGNAL) != 0 ? -errno : 0;
+}
+
 int pm_kvm_complete_mmio(int vcpu, void *run, uint8_t fill) {
   struct kvm_run *shared = run;
   int result = -EPROTO;
@@ -317,4 +341,15 @@ int pm_kvm_protect(void *base, size_t length, pm_kvm_protection protection) {
       [PM_KVM_PROTECTION_READ_WRITE] = PROT_READ | PROT_WRITE,
   };
   return (int)PM_SYSTEM_CALL(PM_HOST_CALL_MPROTECT, mprotect(base, length, bits[protection]));
+}
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+int pm_kvm_move_pages(void *from, size_t length, void *to) {
+  intptr_t result = PM_SYSTEM_CALL(
+      PM_HOST_CALL_MMAP,
+      mremap(from, length, length, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to));
+  return result < 0 ? (int)result : 0;
 }

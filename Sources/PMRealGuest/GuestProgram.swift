@@ -11,14 +11,22 @@ enum GuestProgram {
   static let taskSegment: UInt64 = 0x3000
   static let pageTableRoot: UInt64 = 0x4000
   private static let pageTableLevel3: UInt64 = 0x5000
-  static let records: UInt64 = 0x10000
+  private static let firstRecords: UInt64 = 0x10000
   static let recordCapacity = 2048
   static let recordSize: UInt64 = 32
-  /// From here one page of entries for each GiB.
-  private static let pageTableLevel2: UInt64 = records + UInt64(recordCapacity) * recordSize
 
-  /// The size of the region for a guest that reaches `reachGiB` GiB.
-  static func byteCount(reachGiB: Int) -> UInt64 { pageTableLevel2 + UInt64(reachGiB) * pageSize }
+  /// Where the records of a vCPU begin; each has its own.
+  static func records(vcpu: Int) -> UInt64 {
+    firstRecords + UInt64(vcpu) * UInt64(recordCapacity) * recordSize
+  }
+
+  /// From here one page of entries for each GiB.
+  private static func pageTableLevel2(vcpuCount: Int) -> UInt64 { records(vcpu: vcpuCount) }
+
+  /// The size of the region for a guest of `vcpuCount` vCPUs that reaches `reachGiB` GiB.
+  static func byteCount(reachGiB: Int, vcpuCount: Int) -> UInt64 {
+    pageTableLevel2(vcpuCount: vcpuCount) + UInt64(reachGiB) * pageSize
+  }
 
   static let dataSelector: UInt16 = 0x08 | 3
   static let codeSelector: UInt16 = 0x10 | 3
@@ -28,9 +36,9 @@ enum GuestProgram {
   /// The port by which a program says that it is done.
   static let donePort: UInt16 = 0xf8
 
-  /// Fills the region, which must be `byteCount(reachGiB:)` bytes of zeroes.
-  static func write(to memory: UnsafeMutableRawPointer, reachGiB: Int) {
-    writeTables(to: memory, reachGiB: reachGiB)
+  /// Fills the region, which must be `byteCount(reachGiB:vcpuCount:)` bytes of zeroes.
+  static func write(to memory: UnsafeMutableRawPointer, reachGiB: Int, vcpuCount: Int) {
+    writeTables(to: memory, reachGiB: reachGiB, vcpuCount: vcpuCount)
     for (address, bytes) in singlePrograms + scriptPrograms {
       precondition(address + UInt64(bytes.count) <= descriptorTable, "the code has one page")
       for (index, byte) in bytes.enumerated() {
@@ -39,7 +47,9 @@ enum GuestProgram {
     }
   }
 
-  private static func writeTables(to memory: UnsafeMutableRawPointer, reachGiB: Int) {
+  private static func writeTables(
+    to memory: UnsafeMutableRawPointer, reachGiB: Int, vcpuCount: Int
+  ) {
     func store(_ word: UInt64, at address: UInt64) {
       memory.storeBytes(of: word, toByteOffset: Int(address), as: UInt64.self)
     }
@@ -48,7 +58,7 @@ enum GuestProgram {
     let page: UInt64 = 0xe7
     store(pageTableLevel3 | table, at: pageTableRoot)
     for gigabyte in 0..<UInt64(reachGiB) {
-      let entries = pageTableLevel2 + gigabyte * pageSize
+      let entries = pageTableLevel2(vcpuCount: vcpuCount) + gigabyte * pageSize
       store(entries | table, at: pageTableLevel3 + gigabyte * 8)
       for index in 0..<512 as Range<UInt64> {
         store((gigabyte << 30 + index << 21) | page, at: entries + index * 8)

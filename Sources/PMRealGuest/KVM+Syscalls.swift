@@ -1,13 +1,13 @@
 import CPhysmemShim
 import Glibc
 
-// The only caller of the shim in this module: here its results become typed errors, or plain error
+// With KVM+Mappings.swift the only caller of the shim in this module: here its results become typed errors, or plain error
 // numbers where those are what a caller wants to see.
 
 /// The system calls around a virtual machine.
 enum KVM {
   /// Throws the error that a shim function returned. The text is only built for a failure.
-  private static func check(
+  static func check(
     _ result: Int32, _ operation: @autoclosure () -> String
   ) throws(RealGuestError) {
     guard result == 0 else { throw .host(operation: operation(), errno: -result) }
@@ -134,9 +134,9 @@ extension KVM {
     var isDirtyRingFull: Bool { reason == UInt32(PM_KVM_EXIT_DIRTY_RING_FULL) }
   }
 
-  static func createVCPU(_ vm: Int32) throws(RealGuestError) -> Int32 {
+  static func createVCPU(_ vm: Int32, index: Int) throws(RealGuestError) -> Int32 {
     var descriptor: Int32 = -1
-    try check(pm_kvm_create_vcpu(vm, &descriptor), "KVM_CREATE_VCPU")
+    try check(pm_kvm_create_vcpu(vm, UInt32(index), &descriptor), "KVM_CREATE_VCPU \(index)")
     return descriptor
   }
 
@@ -198,6 +198,15 @@ extension KVM {
   static func setImmediateExit(_ run: UnsafeMutableRawPointer, _ value: Bool) {
     pm_kvm_set_immediate_exit(run, value)
   }
+
+  static var threadID: Int32 { pm_kvm_thread_id() }
+
+  static func prepareKicks() throws(RealGuestError) {
+    try check(pm_kvm_prepare_kicks(), "a handler for the kick signal")
+  }
+
+  /// A thread that has ended meanwhile needs no kick: that is no error.
+  static func kick(thread: Int32) { _ = pm_kvm_kick(thread) }
 }
 
 // MARK: - The dirty ring
@@ -226,60 +235,5 @@ extension KVM {
     var count: UInt32 = 0
     let result = pm_kvm_reset_dirty_rings(vm, &count)
     return (-result, Int(count))
-  }
-}
-
-// MARK: - Mappings
-
-extension KVM {
-  private static func request(_ byteCount: Int, isAccessible: Bool) -> pm_host_map_request {
-    pm_host_map_request(
-      length: byteCount, fd: -1, huge_page_shift: 0, shared: false, reserved: false,
-      accessible: isAccessible)
-  }
-
-  /// Maps private memory, or, not accessible, takes addresses only.
-  static func map(
-    byteCount: Int, isAccessible: Bool
-  ) throws(RealGuestError) -> UnsafeMutableRawBufferPointer {
-    var request = request(byteCount, isAccessible: isAccessible)
-    var base: UnsafeMutableRawPointer?
-    try check(pm_host_map(&request, nil, &base), "mmap of \(byteCount) bytes")
-    return UnsafeMutableRawBufferPointer(start: base, count: byteCount)
-  }
-
-  /// Turns a part of a mapping into mere addresses.
-  static func reserve(
-    at address: UnsafeMutableRawPointer, byteCount: Int
-  ) throws(RealGuestError) {
-    var request = request(byteCount, isAccessible: false)
-    var base: UnsafeMutableRawPointer?
-    try check(pm_host_map(&request, address, &base), "mmap of \(byteCount) bytes")
-  }
-
-  static func mapFile(
-    _ file: Int32, offset: UInt64, at address: UnsafeMutableRawPointer, byteCount: Int,
-    isWritable: Bool
-  ) throws(RealGuestError) {
-    try check(
-      pm_kvm_map_file_at(address, byteCount, file, offset, isWritable),
-      "mmap of \(byteCount) bytes of the arena")
-  }
-
-  static func protect(
-    _ address: UnsafeMutableRawPointer, byteCount: Int, _ protection: MirroredRange.Protection
-  ) throws(RealGuestError) {
-    let bits: pm_kvm_protection =
-      switch protection {
-      case .none: .PM_KVM_PROTECTION_NONE
-      case .read: .PM_KVM_PROTECTION_READ
-      case .readWrite: .PM_KVM_PROTECTION_READ_WRITE
-      }
-    try check(pm_kvm_protect(address, byteCount, bits), "mprotect of \(byteCount) bytes")
-  }
-
-  static func unmap(_ memory: UnsafeMutableRawBufferPointer) throws(RealGuestError) {
-    guard let base = memory.baseAddress else { return }
-    try check(pm_host_unmap(base, memory.count), "munmap of \(memory.count) bytes")
   }
 }

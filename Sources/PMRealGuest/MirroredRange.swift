@@ -98,6 +98,14 @@ public struct MirroredRange: ~Copyable, @unchecked Sendable {
     try KVM.reserve(at: memory, byteCount: pages.count * Self.pageSize)
   }
 
+  /// Takes the pages' entries out of the process's page table, as reclaim does: the bytes stay the
+  /// arena's, and come back at the next touch.
+  public func zap(pages: Range<Int>) throws(RealGuestError) {
+    guard !pages.isEmpty else { return }
+    let memory = try part(pages.lowerBound, count: pages.count)
+    try KVM.drop(memory, byteCount: pages.count * Self.pageSize)
+  }
+
   /// Changes what may be done with pages.
   ///
   /// A page that shows nothing of the arena becomes private zeroed memory if it may be read.

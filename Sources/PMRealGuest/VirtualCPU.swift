@@ -1,27 +1,39 @@
 import Synchronization
 
-/// The one vCPU of a ``RealVM`` with the guest's own memory.
-final class VirtualCPU: @unchecked Sendable {
-  // @unchecked: everything is constant but the guest's memory, the registers in the kernel and
-  // `ringIndex`, which `busy` guards: every method that touches them holds it. The stop flag is
-  // atomic.
+/// The guest's own memory, which all vCPUs of a machine use: each its own records.
+final class GuestMemory: Sendable {
+  let mapping: KVMMapping
 
-  private let memory: KVMMapping
+  init(owning mapping: consuming KVMMapping) { self.mapping = mapping }
+}
+
+/// A vCPU of a ``RealVM``.
+final class VirtualCPU: @unchecked Sendable {
+  // @unchecked: everything is constant but this vCPU's records in the guest's memory and its
+  // registers in the kernel, which `busy` guards: every method that touches them holds it. The stop
+  // flag and the runner are atomic, the ring's index has a lock of its own.
+
+  private let memory: GuestMemory
+  private let records: UInt64
   private let descriptor: KVMDescriptor
   private let shared: KVMMapping
   private let dirtyRing: KVMMapping?
   private let reach: UInt64
   private let busy = Mutex(())
   private let stop = Atomic(false)
+  /// The thread that is in the guest or about to enter it, or 0.
+  private let runner = Atomic<Int32>(0)
   /// The next entry of the dirty ring to look at.
-  private var ringIndex = 0
+  private let ringIndex = Mutex(0)
 
-  /// Makes vCPU 0 of a machine. `memory` is set up and is the machine's slot 0 already.
+  /// Makes a vCPU of a machine, by its number. `memory` is set up and is the machine's slot 0
+  /// already.
   init(
-    kvm: borrowing KVMDescriptor, vm: borrowing KVMDescriptor, memory: consuming KVMMapping,
-    reachGiB: Int, dirtyRingByteCount: Int
+    kvm: borrowing KVMDescriptor, vm: borrowing KVMDescriptor, memory: GuestMemory, index: Int,
+    _ configuration: RealVM.Configuration
   ) throws(RealGuestError) {
-    let descriptor = KVMDescriptor(owning: try KVM.createVCPU(vm.rawValue))
+    let dirtyRingByteCount = configuration.dirtyRingByteCount
+    let descriptor = KVMDescriptor(owning: try KVM.createVCPU(vm.rawValue, index: index))
     let shared = KVMMapping(
       owning: try KVM.mapRun(kvm: kvm.rawValue, vcpu: descriptor.rawValue))
     var dirtyRing: KVMMapping?
@@ -32,17 +44,18 @@ final class VirtualCPU: @unchecked Sendable {
     try KVM.setDefaultCPUID(kvm: kvm.rawValue, vcpu: descriptor.rawValue)
     try KVM.setUserMode(descriptor.rawValue)
     self.memory = memory
+    records = GuestProgram.records(vcpu: index)
     self.descriptor = descriptor
     self.shared = shared
     self.dirtyRing = dirtyRing
-    reach = UInt64(reachGiB) << 30
+    reach = UInt64(configuration.reachGiB) << 30
   }
 
   /// Throws unless the guest can do this access without touching what is its own.
   private func check(_ access: RealAccess) throws(RealGuestError) {
     let count = UInt64(access.size.rawValue)
     let address = access.guestPhysicalAddress
-    guard address >= memory.byteCount, address <= reach - count else {
+    guard address >= memory.mapping.byteCount, address <= reach - count else {
       throw .unreachable(guestPhysicalAddress: address, byteCount: access.size.rawValue)
     }
   }
@@ -58,6 +71,14 @@ extension VirtualCPU {
   }
 
   func clearStop() { stop.store(false, ordering: .sequentiallyConsistent) }
+
+  /// Requests a stop and gets the running thread, if there is one, out of the kernel. A thread that
+  /// is about to enter it finds `immediate_exit` set, or the flag when it looks next.
+  func kick() {
+    requestStop()
+    let thread = runner.load(ordering: .sequentiallyConsistent)
+    if thread != 0 { KVM.kick(thread: thread) }
+  }
 }
 
 // MARK: - Running
@@ -65,6 +86,8 @@ extension VirtualCPU {
 extension VirtualCPU {
   /// How a run ended; nil for the guest's word that it is done.
   private func run() throws(RealGuestError) -> RealAccessOutcome? {
+    runner.store(KVM.threadID, ordering: .sequentiallyConsistent)
+    defer { runner.store(0, ordering: .sequentiallyConsistent) }
     while true {
       KVM.setImmediateExit(shared.base, false)
       if stop.load(ordering: .sequentiallyConsistent) { return .interrupted }
@@ -142,9 +165,9 @@ extension VirtualCPU {
   ) throws(RealGuestError) -> [RealScriptReport.Stop] {
     var stops: [RealScriptReport.Stop] = []
     var first = 0
-    let end = GuestProgram.records + UInt64(batch.count) * GuestProgram.recordSize
+    let end = records + UInt64(batch.count) * GuestProgram.recordSize
     while first < batch.count {
-      let start = GuestProgram.records + UInt64(first) * GuestProgram.recordSize
+      let start = records + UInt64(first) * GuestProgram.recordSize
       try KVM.setRegisters(
         descriptor.rawValue, KVM.Registers(rip: GuestProgram.script, rsi: start, rdi: end))
       guard let outcome = try run() else { break }
@@ -161,7 +184,7 @@ extension VirtualCPU {
     _ range: Range<Int>, after outcome: RealAccessOutcome
   ) throws(RealGuestError) -> Int {
     let registers = try KVM.registers(descriptor.rawValue)
-    let (index, rest) = (registers.rsi &- GuestProgram.records).quotientAndRemainder(
+    let (index, rest) = (registers.rsi &- records).quotientAndRemainder(
       dividingBy: GuestProgram.recordSize)
     guard rest == 0, index <= UInt64(range.upperBound) else {
       throw .guestLost(instructionPointer: registers.rip)
@@ -173,7 +196,7 @@ extension VirtualCPU {
   }
 
   private func storeRecords(_ work: UnsafeMutableBufferPointer<RealAccess>) {
-    var record = memory.base + Int(GuestProgram.records)
+    var record = memory.mapping.base + Int(records)
     for access in work {
       record.storeBytes(of: access.guestPhysicalAddress, as: UInt64.self)
       record.storeBytes(of: access.value, toByteOffset: 8, as: UInt64.self)
@@ -185,7 +208,7 @@ extension VirtualCPU {
   }
 
   private func loadRecords(_ work: UnsafeMutableBufferPointer<RealAccess>) {
-    var record = memory.base + Int(GuestProgram.records)
+    var record = memory.mapping.base + Int(records)
     for index in work.indices {
       if !work[index].isWrite {
         work[index].value = record.load(fromByteOffset: 8, as: UInt64.self)
@@ -209,12 +232,13 @@ extension RealAccessOutcome {
 
 extension VirtualCPU {
   func harvestDirtyRing() -> [RealDirtyPage] {
-    busy.withLock { _ in
+    // Beside a running guest: what the kernel and user space do to an entry is ordered by its flags.
+    ringIndex.withLock { index in
       guard let (ring, capacity) = ringMemory() else { return [] }
       var pages: [RealDirtyPage] = []
-      while pages.count < capacity, let (slot, offset) = KVM.harvest(ring, index: ringIndex) {
+      while pages.count < capacity, let (slot, offset) = KVM.harvest(ring, index: index) {
         pages.append(RealDirtyPage(slot: slot, page: offset))
-        ringIndex = (ringIndex + 1) % capacity
+        index = (index + 1) % capacity
       }
       return pages
     }
