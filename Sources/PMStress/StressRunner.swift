@@ -73,7 +73,7 @@ public struct StressRunner: Sendable {
 
   private static func play(_ plan: StressPlan, _ control: StressControl) -> StressOutcome {
     if plan.options.guest == .kvm, plan.kind.hasGuests {
-      return StressOutcome(skipped: "stress with real guests is not built yet")
+      return RealStress.run(plan, control: control)
     }
     if let reason = plan.options.backing.softwareLimit(for: plan.kind) {
       return StressOutcome(skipped: reason)
