@@ -16,8 +16,8 @@ enum RealStress {
     case migratesWithoutSwitch
     /// A slot that is said to be deleted stays.
     case keepsSlot
-    /// A page that the log names is not copied.
-    case forgetsHarvestedPage
+    /// Even pages that the log names are not copied.
+    case forgetsHarvestedPages
   }
 
   /// Plays a round. Where the machine lacks what it takes, the outcome says so.
@@ -59,6 +59,11 @@ enum RealStress {
     } catch { return "\(error)" }
     return nil
   }
+}
+
+extension StressBacking {
+  /// Whether the memory is a file.
+  var isShared: Bool { arenaBacking.isShared }
 }
 
 /// How memory, regions and windows of a round with real guests lie.

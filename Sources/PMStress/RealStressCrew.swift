@@ -111,11 +111,12 @@ final class RealCrew: @unchecked Sendable {
 
   /// Waits until the guests have come on a little, so that some of them reach what was changed.
   private func letGuestsRun(_ worker: inout StressWorker) {
-    // Now and then changes come in a row.
-    if worker.random.below(4) == 0 { return }
-    let goal = world.accessCount &+ UInt64(worker.random.below(400))
+    // Often changes come in a row.
+    if worker.random.below(2) == 0 { return }
+    let goal = world.accessCount &+ UInt64(worker.random.below(300))
     while world.accessCount < goal, world.running.load(ordering: .acquiring) > 0,
-      !control.shouldStop, ContinuousClock.now < plan.deadline
+      !world.isRingFull.load(ordering: .relaxed), !control.shouldStop,
+      ContinuousClock.now < plan.deadline
     { sched_yield() }
   }
 }

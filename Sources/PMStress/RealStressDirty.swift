@@ -61,8 +61,6 @@ private final class RealMigration: @unchecked Sendable {
   private let mistake: RealStress.Mistake?
   private let copy: PrivateRange
   private var hasBegun = false
-  /// The page that is left out on purpose.
-  private var forgotten: Int?
 
   init(_ world: RealWorld, _ log: DirtyStress.Log, _ mistake: RealStress.Mistake?) throws {
     self.world = world
@@ -157,6 +155,7 @@ private final class RealMigration: @unchecked Sendable {
   }
 
   private func harvestRings() throws -> Int {
+    world.isRingFull.store(false, ordering: .relaxed)
     var pages: Set<Int> = []
     for vcpu in 0..<world.shape.vcpus {
       for page in world.vm.harvestDirtyRing(vcpu: vcpu) where page.slot == RealWorld.firstSlot {
@@ -173,10 +172,7 @@ private final class RealMigration: @unchecked Sendable {
   }
 
   private func copyNamed(_ page: Int) {
-    if mistake == .forgetsHarvestedPage {
-      if forgotten == nil { forgotten = page }
-      if forgotten == page { return }
-    }
+    if mistake == .forgetsHarvestedPages, page & 1 == 0 { return }
     copyPage(page)
   }
 

@@ -92,10 +92,13 @@ struct RealVCPUThread {
 
   private mutating func append() {
     let shape = world.shape
-    // Half of the accesses go where changes are.
-    let region =
+    // Half of the accesses go where changes are, few where nothing is: exits take their time.
+    var region =
       worker.random.next() & 1 == 0
       ? world.busyRegion.load(ordering: .relaxed) : worker.random.below(shape.regionCount)
+    if world.region(region).place == 0, worker.random.next() & 7 != 0 {
+      region = worker.random.below(shape.regionCount)
+    }
     let page = region * shape.regionPages + worker.random.below(shape.regionPages)
     let slot = worker.random.below(shape.wordsPerPage)
     let state = world.region(region)
@@ -134,6 +137,7 @@ struct RealVCPUThread {
           return false
         case .dirtyRingFull:
           count(.ringFull)
+          world.isRingFull.store(true, ordering: .relaxed)
           if control.shouldStop || ContinuousClock.now > plan.deadline {
             // Nobody will empty it any more.
             isOver = true

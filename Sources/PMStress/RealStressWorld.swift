@@ -23,14 +23,14 @@ final class RealWorld: @unchecked Sendable {
   let running: Atomic<Int>
   /// The region that is changed now or next: guests go there more often than elsewhere.
   let busyRegion = Atomic(0)
+  /// Whether a vCPU cannot go on before the dirty rings are emptied.
+  let isRingFull = Atomic(false)
 
   init(_ plan: StressPlan, _ mistake: RealStress.Mistake?, ringByteCount: Int = 0) throws {
     shape = RealShape(plan)
     memory =
-      switch plan.options.backing {
-      case .shmem, .sharedHugeTLB: try RealFileMemory(shape, plan, mistake)
-      default: try RealPrivateMemory(shape, plan, mistake)
-      }
+      plan.options.backing.isShared
+      ? try RealFileMemory(shape, plan, mistake) : try RealPrivateMemory(shape, plan, mistake)
     let tablePages = (shape.regionCount * 8 + 4095) / 4096
     table = try PrivateRange(byteCount: tablePages * 4096)
     try table.map(pages: 0..<tablePages)

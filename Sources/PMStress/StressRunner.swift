@@ -143,6 +143,21 @@ extension StressOptions {
     return nil
   }
 
+  /// The options that were given and that real guests cannot heed, as on the command line, each with the
+  /// reason.
+  public var ignored: [String] {
+    guard guest == .kvm, kinds.contains(where: \.hasGuests) else { return [] }
+    var found: [String] = []
+    if era != nil { found.append("--era: the host's kernel has its own") }
+    if faults.notifierDelay > 0 {
+      found.append("--delay-notifier: the notifiers are the host's kernel's")
+    }
+    if faults.failPageAlloc != nil, !backing.isShared {
+      found.append("--fail-page-alloc: private memory is the host's, only shmem's is a machine's")
+    }
+    return found
+  }
+
   /// The command that repeats the round of a failure.
   public func command(for failure: StressFailure) -> String {
     var words = ["physmem", "stress", failure.kind.rawValue, "--seed", "\(failure.seed)"]

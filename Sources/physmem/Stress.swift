@@ -18,6 +18,11 @@ struct Stress: ParsableCommand {
 
       Exit codes: 0 nothing found, 1 something was found, 4 skipped (the machine lacks what it takes), \
       69 the same with --require, 130 or 143 interrupted, with a report of what was done.
+
+      With --guest kvm the guests of map, memslot and dirty are vCPUs of a real machine of /dev/kvm on real \
+      memory: shmem and shared_hugetlb are frames of a machine's arena, the others private memory of this \
+      process. A killed vCPU's thread ends in the middle of its work, and another goes on with the vCPU. \
+      What cannot be had from the host's kernel (--era, --delay-notifier) is ignored, which is said.
       """)
 
   /// What users write for the kinds.
@@ -124,6 +129,7 @@ struct Stress: ParsableCommand {
   func run() throws {
     var options = try options()
     options.seed = seed ?? UInt64.random(in: 1...999_999_999)
+    for text in options.ignored { Output.error("ignored with --guest kvm: \(text)") }
     let control = StressControl()
     let signals = [SIGINT, SIGTERM].map { StressSignal($0, control) }
     let line = quiet || isatty(2) == 0 ? nil : StressProgress(options, control)
