@@ -11,8 +11,8 @@ TABLES = Tests/PMConformTests/Fixtures
 PHYSMEM = .build/release/physmem
 SOURCES = Package.swift Sources Tests Benchmarks
 
-.PHONY: demo test setup build format lint docs bench test-release test-thread test-address \
-  test-planted fuzz clean
+.PHONY: demo test setup setup-profile build format lint docs bench instructions test-release \
+  test-thread test-address test-planted fuzz clean
 
 demo: build
 	@$(PHYSMEM) replay $(FIXTURES)/*.trace.gz
@@ -42,6 +42,12 @@ setup:
 	    || { $$root apt-get update -q >/dev/null && $$root apt-get install -y -q $$missing >/dev/null; } \
 	    || { echo "could not install$$missing; as root: apt-get install$$missing"; exit 69; }; \
 	fi
+
+# What counting instructions needs besides.
+setup-profile: setup
+	@command -v valgrind >/dev/null || $(MAKE) --no-print-directory setup PACKAGES=valgrind
+	@command -v valgrind >/dev/null \
+	  || { echo "could not install valgrind; install it with this system's package manager"; exit 69; }
 
 build: setup
 	$(SWIFT) build -c release --product physmem
@@ -88,6 +94,10 @@ docs: setup
 
 bench: build
 	$(PHYSMEM) bench
+
+# Instructions of the hot operations against the stored counts; `.ci/instructions --store` stores new ones.
+instructions: setup-profile
+	.ci/instructions
 
 clean:
 	rm -rf .build .build-*
