@@ -122,10 +122,17 @@ let package = Package(
       name: "PMFramesTests",
       dependencies: ["PMUnits", "PMArena", "PMFrames", "PMPageAllocator"], swiftSettings: strict),
     .testTarget(name: "TidyTests", swiftSettings: strict),
+    // A program of its own that shares an arena with the tests and is killed by them.
+    .target(
+      name: "ArenaRecords", dependencies: ["PMUnits"], path: "Tests/ArenaRecords",
+      swiftSettings: strict),
+    .executableTarget(
+      name: "ArenaPeer", dependencies: ["ArenaRecords", "PMUnits", "PMArena"],
+      path: "Tests/ArenaPeer", swiftSettings: strict),
     .testTarget(
       name: "PMArenaTests",
       dependencies: [
-        "CPhysmemShim", "PMUnits", "PMArena",
+        "CPhysmemShim", "PMUnits", "PMArena", "ArenaPeer", "ArenaRecords",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: strict),
     .testTarget(
