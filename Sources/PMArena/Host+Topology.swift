@@ -42,8 +42,21 @@ extension Host {
 
   /// The numbers of the CPUs that are online, in ascending order.
   public static func onlineCPUs() throws(HostError) -> [Int] {
+    cpus(in: try text(of: "/sys/devices/system/cpu/online") ?? "")
+  }
+
+  /// The numbers of the CPUs that the calling thread may run on, in ascending order: those that a batch
+  /// system or `taskset` left it. Nothing where the kernel does not tell.
+  public static func allowedCPUs() throws(HostError) -> [Int] {
+    let key = "Cpus_allowed_list:"
+    for line in (try text(of: "/proc/thread-self/status") ?? "").split(separator: "\n")
+    where line.hasPrefix(key) { return cpus(in: line.dropFirst(key.count)) }
+    return []
+  }
+
+  /// The numbers in a list as the kernel writes it: `0-3,8`.
+  private static func cpus(in list: some StringProtocol) -> [Int] {
     var cpus: [Int] = []
-    let list = try text(of: "/sys/devices/system/cpu/online") ?? ""
     for part in list.split(whereSeparator: { $0 == "," || $0.isWhitespace }) {
       let ends = part.split(separator: "-").compactMap { Int($0) }
       guard let first = ends.first, let last = ends.last, first <= last else { continue }

@@ -37,7 +37,7 @@ extension BenchmarkCase {
 }
 
 /// A guest with 2 MiB of memory in memslots that are 16 MiB of guest addresses apart.
-private final class BenchmarkGuest {
+final class BenchmarkGuest {
   static let byteCount = 2 << 20
 
   private var cpu: CPU
@@ -76,6 +76,11 @@ private final class BenchmarkGuest {
     self.cpu = cpu
   }
 
+  deinit {
+    vm.close(on: &cpu)
+    process.exit(on: &cpu)
+  }
+
   func bind() { vcpu.bind() }
 
   /// The guest address of a byte of the working set.
@@ -83,16 +88,18 @@ private final class BenchmarkGuest {
     (UInt64(offset / share) << 24) + UInt64(offset % share)
   }
 
+  /// Loads the word at a guest address, as a guest's instruction does.
+  @inline(__always)
+  func load(_ address: UInt64) -> UInt64 {
+    if let value = vcpu.loadUInt64(at: address) { return value }
+    guard case .done(let value) = vcpu.read(address, byteCount: 8, on: &cpu) else { return 0 }
+    return value
+  }
+
   /// Loads the words at these guest addresses and adds them up.
   func sum(_ addresses: [UInt64]) -> UInt64 {
     var sum: UInt64 = 0
-    for address in addresses {
-      if let value = vcpu.loadUInt64(at: address) {
-        sum &+= value
-      } else if case .done(let value) = vcpu.read(address, byteCount: 8, on: &cpu) {
-        sum &+= value
-      }
-    }
+    for address in addresses { sum &+= load(address) }
     return sum
   }
 }

@@ -52,7 +52,7 @@ extension BenchmarkCase {
 }
 
 /// A VM with one slot of plain memory that logs, and a vCPU, used through their public calls.
-private final class BenchmarkVM {
+final class BenchmarkVM {
   struct NoMemory: Error, CustomStringConvertible {
     var description: String { "no memory for the C table" }
   }
@@ -90,6 +90,11 @@ private final class BenchmarkVM {
     self.cpu = cpu
   }
 
+  deinit {
+    vm.close(on: &cpu)
+    process.exit(on: &cpu)
+  }
+
   /// The guest writes a word to every page.
   func dirtyAll() throws {
     for page in 0..<pageCount {
@@ -114,8 +119,19 @@ private final class BenchmarkVM {
 
   func sumOfWords() -> UInt64 { words.reduce(0, &+) }
 
-  func invalidate() {
-    let range = base..<(base + UInt64(pageCount) << 12)
+  func invalidate() { invalidate(pages: 0..<pageCount) }
+
+  /// Adds or deletes a slot of the same size over the same memory, which nobody uses.
+  func setIdleSlot(isThere: Bool) throws(KernelErrno) {
+    try vm.setUserMemoryRegion(
+      MemoryRegion(
+        slot: 2, flags: 0, guestPhysicalAddress: 1 << 44,
+        memorySize: isThere ? UInt64(pageCount) << 12 : 0, userspaceAddress: base), on: &cpu)
+  }
+
+  /// What the notifier does where the host takes these pages away.
+  func invalidate(pages: Range<Int>) {
+    let range = (base + UInt64(pages.lowerBound) << 12)..<(base + UInt64(pages.upperBound) << 12)
     vm.invalidateRangeStart(range, on: &cpu)
     vm.invalidateRangeEnd(range, on: &cpu)
   }

@@ -184,39 +184,11 @@ extension Subject {
   }
 }
 
-/// Lets a fixed number of threads wait for each other without sleeping.
-private final class SpinBarrier: Sendable {
-  private let size: Int
-  private let arrived = Atomic(0)
-  private let generation = Atomic(0)
-
-  init(_ size: Int) { self.size = size }
-
-  func wait() {
-    let current = generation.load(ordering: .acquiring)
-    if arrived.add(1, ordering: .acquiringAndReleasing).newValue == size {
-      arrived.store(0, ordering: .relaxed)
-      generation.store(current + 1, ordering: .releasing)
-      return
-    }
-    while generation.load(ordering: .acquiring) == current {}
-  }
-}
-
-/// A workload on its way to the one thread that runs it.
-private struct UncheckedTransfer: @unchecked Sendable {
-  // Sendable: each workload is used by exactly one thread, started after it was made.
-  let value: Workload
-  init(_ value: Workload) { self.value = value }
-}
-
 /// Times a block.
 enum Stopwatch {
   /// Seconds that `body` took.
-  static func seconds(_ body: () -> Void) -> Double {
-    let clock = ContinuousClock()
-    let parts = clock.measure(body).components
-    return Double(parts.seconds) + Double(parts.attoseconds) * 1e-18
+  static func seconds(_ body: () throws -> Void) rethrows -> Double {
+    try ContinuousClock().measure(body).inSeconds
   }
 }
 
