@@ -8,10 +8,11 @@ extension BenchmarkMeasurements {
   /// and replaces one at random again and again. In the last two a time of `get` is that of the pair, and
   /// `put` is 0.
   ///
-  /// All buffers together are half of the memory. No buffer is ever touched by the benchmark, whoever it
-  /// is from: what is timed is the allocator, not the first touch (see ``Backing``), and `mmap` gives
-  /// addresses only. `initialization` is what making the allocator and each thread's first buffer took;
-  /// libraries are loaded before.
+  /// The buffers of `bulk` and those that `rand` holds are half of the memory (a look: 1/32). No buffer is ever touched
+  /// by the benchmark, whoever it is from: what is timed is the allocator, not the first touch (see
+  /// ``Backing``). So `mmap` gives addresses only, and mimalloc touches what it keeps a list in.
+  /// `initialization` is what making the allocator and each thread's first buffer took; libraries are
+  /// loaded before.
   mutating func measureAllocators(
     _ options: Options, _ crew: BenchmarkCrew, _ progress: (String) -> Void
   ) {
@@ -23,7 +24,9 @@ extension BenchmarkMeasurements {
               progress("allocators: \(peer.rawValue), \(kind.rawValue), order \(order)")
               let bench = BufferBench(
                 peer: peer, kind: kind, order: order, threads: threads,
-                iterations: options.quick ? 2 : 5, memory: options.memory.rawValue)
+                operations: options.quick ? 1 << 12 : 1 << 14,
+                iterations: options.quick ? 2 : 5, memory: options.memory.rawValue,
+                buffered: options.workedByteCount / 2)
               allocators += try bench.run(crew)
             }
           }
@@ -53,12 +56,16 @@ struct BufferBench: Sendable {
   var kind: Kind
   var order: Int
   var threads: Int
+  /// Pairs of `repeat` and replacements of `rand`, per thread and iteration.
+  var operations: Int
   var iterations: Int
   /// Memory under the allocator, bytes.
   var memory: UInt64
+  /// What all buffers that are held at once have, bytes.
+  var buffered: UInt64
 
-  /// Buffers that each thread takes.
-  var count: Int { Int(memory / 2 / UInt64(4096 << order)) / threads }
+  /// Buffers that each thread holds at once.
+  var count: Int { Int(buffered / UInt64(4096 << order)) / threads }
 
   /// Runs all repetitions. Throws where the peer is not there or has no memory.
   func run(_ crew: BenchmarkCrew) throws -> [BenchmarkMeasurements.Allocator] {
@@ -123,7 +130,7 @@ struct BufferBench: Sendable {
         board.note(thread, iteration, get: get, put: put, total: get.all + put.all)
       case .repeat:
         let pair = board.timed(thread) {
-          for _ in 0..<count {
+          for _ in 0..<operations {
             let buffer = source.get()
             if buffer == noBuffer { isGood = false } else { source.put(buffer) }
           }
@@ -132,7 +139,7 @@ struct BufferBench: Sendable {
       case .rand:
         isGood = take(&source, &buffers)
         let replaced = board.timed(thread) {
-          for _ in 0..<count {
+          for _ in 0..<operations {
             let index = Int((random.next() >> 32) * UInt64(count) >> 32)
             if buffers[index] != noBuffer { source.put(buffers[index]) }
             buffers[index] = source.get()
@@ -173,8 +180,9 @@ struct BufferBench: Sendable {
     _ board: BufferBoard, _ iteration: Int, made: Double
   ) -> BenchmarkMeasurements.Allocator {
     let rounds = board.rounds(iteration)
+    let taken = kind == .bulk ? count : operations
     func perBuffer(_ seconds: Double) -> UInt64 {
-      UInt64((seconds * 1e9 / Double(count)).rounded())
+      UInt64((seconds * 1e9 / Double(taken)).rounded())
     }
     func bounds(_ seconds: [Double]) -> (least: UInt64, mean: UInt64, most: UInt64) {
       (
@@ -190,7 +198,7 @@ struct BufferBench: Sendable {
       iteration: iteration, memory: memory, getMin: get.least, getAverage: get.mean,
       getMax: get.most, putMin: put.least, putAverage: put.mean, putMax: put.most,
       initialization: UInt64(((made + board.slowestStart) * 1e9).rounded()),
-      total: UInt64(((rounds.map(\.total).max() ?? 0) * 1e9).rounded()), allocations: count)
+      total: UInt64(((rounds.map(\.total).max() ?? 0) * 1e9).rounded()), allocations: taken)
   }
 }
 

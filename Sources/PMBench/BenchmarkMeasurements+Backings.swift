@@ -19,7 +19,7 @@ extension BenchmarkMeasurements {
     for backing in backings {
       progress("backings: \(backing.rawValue)")
       let page = backing.pageSize.rawValue
-      let byteCount = (options.memory.rawValue + page - 1) / page * page
+      let byteCount = (options.workedByteCount + page - 1) / page * page
       do {
         let bench = try BackingBench(backing, byteCount, rounds: options.quick ? 1 : 5)
         self.backings.append(try crew.alone { try bench.run() })

@@ -10,19 +10,20 @@ extension BenchmarkMeasurements {
     public var quick: Bool
     /// Threads of a sweep, at most; never more than the CPUs that the process may run on.
     public var maximumThreads: Int
-    /// Memory under the allocators, the backings and the real KVM's slots: a multiple of 2 MiB.
+    /// Memory under the allocators, the backings and the real KVM's slots: a multiple of 2 MiB. A quick
+    /// look works on a sixteenth of it.
     public var memory: ByteCount
 
-    /// Half a second per point and 1 GiB, or, where `quick` is set, a twentieth of a second and 64 MiB,
-    /// unless told otherwise.
+    /// 1 GiB, and half a second per point or, where `quick` is set, a twentieth of a second, unless told
+    /// otherwise.
     public init(
       seconds: Double? = nil, quick: Bool = false, maximumThreads: Int = .max,
-      memory: ByteCount? = nil
+      memory: ByteCount = .gib(1)
     ) {
       self.seconds = seconds ?? (quick ? 0.05 : 0.5)
       self.quick = quick
       self.maximumThreads = maximumThreads
-      self.memory = memory ?? (quick ? .mib(64) : .gib(1))
+      self.memory = memory
     }
 
     /// What is wrong with the options, or nil.
@@ -76,6 +77,11 @@ extension BenchmarkMeasurements {
 }
 
 extension BenchmarkMeasurements.Options {
+  /// Memory that is worked on: a multiple of 2 MiB.
+  var workedByteCount: UInt64 {
+    quick ? max((memory.rawValue >> 25) << 21, 16 << 20) : memory.rawValue
+  }
+
   /// The numbers of threads of a sweep.
   func threadCounts(_ crew: BenchmarkCrew) -> [Int] {
     BenchmarkCrew.threadCounts(upTo: min(maximumThreads, crew.cpus.count))

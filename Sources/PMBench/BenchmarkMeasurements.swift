@@ -82,7 +82,8 @@ public struct BenchmarkMeasurements: Hashable, Codable, Sendable {
     public var iteration: Int
     /// Memory under the allocator, bytes.
     public var memory: UInt64
-    /// Nanoseconds of getting and of putting one buffer: the fastest thread, the mean, the slowest.
+    /// Nanoseconds of getting and of putting one buffer: the fastest thread, the mean, the slowest. In
+    /// `repeat` and `rand` both alternate: `get` is a pair then, and `put` is 0.
     public var getMin, getAverage, getMax, putMin, putAverage, putMax: UInt64
     /// Nanoseconds that making the allocator ready took.
     public var initialization: UInt64

@@ -91,10 +91,15 @@ extension KVM {
 
   /// The error number, or 0. The bitmap must have a bit for each page of the slot.
   static func dirtyLog(_ vm: Int32, slot: UInt32, into bitmap: inout [UInt64]) -> Int32 {
-    bitmap.withUnsafeMutableBufferPointer { words in
-      guard let base = words.baseAddress else { fatalError("a dirty log of no words") }
-      return -pm_kvm_get_dirty_log(vm, slot, base)
-    }
+    bitmap.withUnsafeMutableBufferPointer { dirtyLog(vm, slot: slot, into: $0) }
+  }
+
+  /// The same into memory of the caller's.
+  static func dirtyLog(
+    _ vm: Int32, slot: UInt32, into words: UnsafeMutableBufferPointer<UInt64>
+  ) -> Int32 {
+    guard let base = words.baseAddress else { fatalError("a dirty log of no words") }
+    return -pm_kvm_get_dirty_log(vm, slot, base)
   }
 
   /// The error number, or 0. The bitmap must have a bit for each of the pages.

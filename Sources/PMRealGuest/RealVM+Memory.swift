@@ -52,6 +52,17 @@ final class RealMemoryRegions: Sendable {
     }
   }
 
+  func dirtyLog(slot: UInt32, into bitmap: inout [UInt64]) -> Int32 {
+    // By pointer, because the lock's closure may not capture what is inout.
+    bitmap.withUnsafeMutableBufferPointer { words in
+      pageCounts.withLock { counts in
+        let needed = Int((counts[slot] ?? 0) + 63) / 64
+        precondition(words.count >= max(1, needed), "\(words.count) words for \(needed)")
+        return KVM.dirtyLog(vm.rawValue, slot: slot, into: words)
+      }
+    }
+  }
+
   func clearDirtyLog(
     slot: UInt32, firstPage: UInt64, pageCount: UInt32, bitmap: [UInt64]
   ) -> Int32 {
@@ -97,6 +108,12 @@ extension RealVM {
   public func dirtyLog(slot: UInt32, pageCount: Int) -> (errno: Int32, bitmap: [UInt64]) {
     precondition(pageCount >= 0, "a dirty log of \(pageCount) pages")
     return memory.dirtyLog(slot: slot, pageCount: pageCount)
+  }
+
+  /// The same into a bitmap of the caller's, which needs a bit for each page of the slot and one word at
+  /// least; spares an array per call. What the bitmap held is overwritten. The kernel's error number, or 0.
+  public func dirtyLog(slot: UInt32, into bitmap: inout [UInt64]) -> Int32 {
+    memory.dirtyLog(slot: slot, into: &bitmap)
   }
 
   /// Clears the bits of a slot's log that are set in `bitmap`, whose bit 0 is page `firstPage`, and
