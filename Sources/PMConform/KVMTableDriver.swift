@@ -2,7 +2,6 @@ internal import PMFrames
 internal import PMHostMap
 internal import PMPageAllocator
 internal import PMUnits
-internal import Synchronization
 
 /// A driver that makes entries of any kind for adjacent frames, for the experiments.
 final class KVMTableDriver: HostDriver {
@@ -26,7 +25,7 @@ final class KVMTableDriver: HostDriver {
   let mappings = MappingList()
   let pages: [PFN]
   let making: Making
-  private let refused = Mutex<[PFN: KernelErrno]>([:])
+  private let refused = Guarded<[PFN: KernelErrno]>([:])
 
   init(_ pages: [PFN], _ making: Making) {
     self.pages = pages

@@ -23,7 +23,7 @@ public final class LargePageInfo: Sendable {
 
   private let level2: Level
   private let level3: Level
-  private let counts = Mutex<[Region: Int]>([:])
+  private let counts = Guarded<[Region: Int]>([:])
   /// The number of entries of `counts`, so that most lookups take no lock.
   private let countedRegions = Atomic<Int>(0)
 

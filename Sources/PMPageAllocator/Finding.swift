@@ -1,5 +1,4 @@
 public import PMUnits
-internal import Synchronization
 
 /// Something the modelled kernel would have reported, or silently suffered. A finding is a value: the
 /// machine goes on as the kernel does.
@@ -77,7 +76,7 @@ public final class FindingLog: Sendable {
   /// How many findings are kept; later ones are only counted.
   public static let capacity: Int = 100_000
 
-  private let entries = Mutex(Entries())
+  private let entries = Guarded(Entries())
 
   /// The kept findings, oldest first.
   public var findings: [Finding] { entries.withLock { $0.kept } }

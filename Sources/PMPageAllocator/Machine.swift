@@ -2,7 +2,6 @@ internal import CPhysmemShim
 public import PMArena
 public import PMFrames
 public import PMUnits
-internal import Synchronization
 
 /// Why a machine could not be made or used.
 public enum MachineError: Error, Sendable {
@@ -63,7 +62,7 @@ public final class Machine: @unchecked Sendable {
   let records: MachineRecords
   let details: PageDetailTable
   let shape: MachineState
-  private let claims: Mutex<[Bool]>
+  private let claims: Guarded<[Bool]>
 
   /// Maps memory and tables for a machine of this shape; lists are empty, all frames untouched.
   /// `shape` gives the scalars only.
@@ -87,7 +86,7 @@ public final class Machine: @unchecked Sendable {
     zoneIDs = shape.zones.map(\.id)
     cpuNodes = shape.cpuNodes
     nodeCount = shape.nodes.count
-    claims = Mutex(Array(repeating: false, count: shape.cpuNodes.count))
+    claims = Guarded(Array(repeating: false, count: shape.cpuNodes.count))
     settings = Settings(
       zeroesOnAllocation: zeroesOnAllocation,
       isMultiNode: shape.nodes.count > 1)

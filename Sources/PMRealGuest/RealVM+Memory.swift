@@ -1,4 +1,4 @@
-import Synchronization
+internal import PMUnits
 
 /// Which of KVM's calls sets a memory region.
 public enum RealRegionForm: Sendable {
@@ -16,12 +16,12 @@ final class RealMemoryRegions: Sendable {
   private let hasSecondForm: Bool
   /// The pages of each slot, by its number with address space. Held over the kernel's calls, which
   /// write as many bits as the slot then has pages.
-  private let pageCounts: Mutex<[UInt32: UInt64]>
+  private let pageCounts: Guarded<[UInt32: UInt64]>
 
   init(vm: consuming KVMDescriptor, hasSecondForm: Bool, privatePageCount: UInt64) {
     self.vm = vm
     self.hasSecondForm = hasSecondForm
-    pageCounts = Mutex(privatePageCount == 0 ? [:] : [0: privatePageCount])
+    pageCounts = Guarded(privatePageCount == 0 ? [:] : [0: privatePageCount])
   }
 
   func set(_ region: KVM.Region, _ form: RealRegionForm) -> Int32 {

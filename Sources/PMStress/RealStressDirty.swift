@@ -30,7 +30,7 @@ enum RealDirtyStress {
     }
     let migration = try RealMigration(world, log, mistake)
     try migration.setSlot(logs: false)
-    return try RealCrew(world, plan, control).run(
+    return try RealCrew(world, plan.begun(), control).run(
       operations: Operation.allCases.map { "\($0)" }, mutate: { try migration.step(&$0) },
       finish: { try migration.finish() })
   }

@@ -15,7 +15,7 @@ enum RealMapStress {
     let world = try RealWorld(plan, mistake)
     let mutator = RealMapMutator(world)
     try mutator.setSlot(logs: plan.seed & 2 != 0)
-    return try RealCrew(world, plan, control).run(
+    return try RealCrew(world, plan.begun(), control).run(
       operations: Operation.allCases.map { "\($0)" }, mutate: { try mutator.step(&$0) })
   }
 }

@@ -19,7 +19,7 @@ enum RealMemslotStress {
     let world = try RealWorld(plan, mistake)
     let mutator = RealMemslotMutator(world, mistake)
     for region in 0..<world.shape.regionCount { try mutator.set(region, place: 1) }
-    return try RealCrew(world, plan, control).run(
+    return try RealCrew(world, plan.begun(), control).run(
       operations: Operation.allCases.map { "\($0)" }, mutate: { try mutator.step(&$0) },
       finish: { mutator.finish() })
   }

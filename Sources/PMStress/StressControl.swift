@@ -1,3 +1,4 @@
+internal import PMUnits
 internal import Synchronization
 
 /// Something that must not be: what, where, and how to see it again.
