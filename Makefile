@@ -69,18 +69,26 @@ test-address: setup
 test-planted: setup
 	.ci/planted
 
-# libFuzzer with AddressSanitizer over memslot arguments, guest operations and tables.
+# libFuzzer with AddressSanitizer over memslot arguments, guest operations and tables, side by side.
 FUZZ_SECONDS ?= 60
 fuzz: setup
 	$(SWIFT) build --package-path Tests/Fuzz --scratch-path .build-fuzz -c release \
 	  --sanitize=address --sanitize=fuzzer
+	@pids=""; \
 	for target in FuzzMemslots FuzzGuest FuzzTables; do \
 	  mkdir -p .build-fuzz/corpus/$$target; \
 	  echo "fuzzing: $$target, $(FUZZ_SECONDS) s"; \
 	  .build-fuzz/release/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=25 \
-	    -verbosity=0 -print_final_stats=1 -artifact_prefix=.build-fuzz/ \
-	    .build-fuzz/corpus/$$target || exit 1; \
-	done
+	    -verbosity=0 -print_final_stats=1 -artifact_prefix=.build-fuzz/$$target- \
+	    .build-fuzz/corpus/$$target >.build-fuzz/$$target.log 2>&1 & \
+	  pids="$$pids $$!"; \
+	done; \
+	status=0; \
+	for pid in $$pids; do wait $$pid || status=1; done; \
+	for target in FuzzMemslots FuzzGuest FuzzTables; do \
+	  echo "$$target:"; tail -n 40 .build-fuzz/$$target.log; \
+	done; \
+	exit $$status
 
 format:
 	$(SWIFT) format --in-place --recursive $(SOURCES)
