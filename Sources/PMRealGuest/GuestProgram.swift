@@ -130,6 +130,20 @@ extension GuestProgram {
     code + 0x100 + 16 * index(size, isWrite: isWrite)
   }
 
+  /// Whether a script that stands at `rip` has done the access of its record, so that it must not be
+  /// done again: a write behind its instruction, or a read whose value was stored.
+  static func hasDoneAccess(scriptAt rip: UInt64) -> Bool {
+    rip == scriptNext
+      || kinds.contains {
+        $0.isWrite && rip == handler($0.size, isWrite: true) + length($0.size, isWrite: true)
+      }
+  }
+
+  /// The bytes of the instruction of a kind: behind it a single access is done.
+  static func length(_ size: RealAccessSize, isWrite: Bool) -> UInt64 {
+    UInt64(instruction(size, isWrite: isWrite).count)
+  }
+
   /// A jump to `target` from code at `address`.
   private static func jump(from address: UInt64, to target: UInt64) -> [UInt8] {
     let distance = UInt32(truncatingIfNeeded: target &- (address + 5))

@@ -116,10 +116,19 @@ extension VirtualCPU {
         KVM.Registers(
           rip: GuestProgram.single(access.size, isWrite: access.isWrite),
           rax: access.isWrite ? access.value : 0xdead_beef, rbx: access.guestPhysicalAddress))
-      if let outcome = try run() { return outcome }
+      if let outcome = try run() {
+        guard outcome.endsScript, try isPast(access) else { return outcome }
+      }
       guard !access.isWrite else { return .done(value: access.value & access.size.mask) }
       return .done(value: try KVM.registers(descriptor.rawValue).rax)
     }
+  }
+
+  /// Whether a single access that was stopped was stopped behind its instruction.
+  private func isPast(_ access: RealAccess) throws(RealGuestError) -> Bool {
+    let start = GuestProgram.single(access.size, isWrite: access.isWrite)
+    let end = start + GuestProgram.length(access.size, isWrite: access.isWrite)
+    return try KVM.registers(descriptor.rawValue).rip == end
   }
 
   func perform(
@@ -179,7 +188,8 @@ extension VirtualCPU {
     return stops
   }
 
-  /// The record that the script stands at.
+  /// The record that the script stands at, or, where that is done already and must not be done again,
+  /// the one behind it.
   private func indexInWork(
     _ range: Range<Int>, after outcome: RealAccessOutcome
   ) throws(RealGuestError) -> Int {
@@ -188,6 +198,11 @@ extension VirtualCPU {
       dividingBy: GuestProgram.recordSize)
     guard rest == 0, index <= UInt64(range.upperBound) else {
       throw .guestLost(instructionPointer: registers.rip)
+    }
+    if outcome.endsScript, range.contains(Int(index)),
+      GuestProgram.hasDoneAccess(scriptAt: registers.rip)
+    {
+      return Int(index) + 1
     }
     // Behind the last record only something that is no access can stop it.
     guard range.contains(Int(index)) || outcome.endsScript && index == UInt64(range.upperBound)

@@ -170,8 +170,7 @@ final class RealWorld: @unchecked Sendable {
         script.append(.read(start + UInt64(shape.offset(slot, vcpu: vcpu)), .eight))
       }
     }
-    let report = try vm.perform(script: &script, on: vcpu)
-    if let stop = report.stops.first {
+    if let stop = try perform(&script, vcpu) {
       return "page \(pages.lowerBound + stop.index / shape.wordsPerPage): a read at the end gave "
         + "\(stop.outcome); the region is \(state.text)"
     }
@@ -181,6 +180,22 @@ final class RealWorld: @unchecked Sendable {
       if !word.allows(access.value, generation: state.generation) {
         return RealWorld.text("guest", page, vcpu, access.value, word, state)
       }
+    }
+    return nil
+  }
+
+  /// Lets the guest do a whole script, and returns the first access that did not finish.
+  private func perform(
+    _ script: inout [RealAccess], _ vcpu: Int
+  ) throws -> RealScriptReport.Stop? {
+    var next = 0
+    while next < script.count {
+      let report = try vm.perform(script: &script, in: next..<script.count, on: vcpu)
+      for stop in report.stops where stop.outcome != .dirtyRingFull { return stop }
+      next = report.endIndex
+      // KVM maps what is read writable where it may, and takes it for dirty then.
+      guard next < script.count, let stop = report.stops.last else { continue }
+      if vm.harvestDirtyRing(vcpu: vcpu).isEmpty || vm.resetDirtyRings().errno != 0 { return stop }
     }
     return nil
   }

@@ -72,6 +72,38 @@ extension RealGuestTests {
       }
     }
 
+    @Test("A script that is kicked again and again does each access once")
+    func eachAccessOnce() throws {
+      let stage = try Stage()
+      let machine = stage.machine
+      let isOver = Atomic(false)
+      let ended = DispatchSemaphore(value: 0)
+      let kicker = Thread {
+        while !isOver.load(ordering: .relaxed) { try? machine.kick(vcpu: 0) }
+        ended.signal()
+      }
+      kicker.start()
+      var kicks = 0
+      for round in 0..<200 as Range<UInt64> {
+        var script = (0..<2000).map { RealAccess.write(round << 16 | $0, to: slotStart) }
+        var next = 0
+        while next < script.count {
+          let report = try machine.perform(script: &script, in: next..<script.count)
+          #expect(report.endIndex >= next)
+          if report.endIndex > next {
+            // The word is that of the last access that is said to be done, and of no later one.
+            #expect(stage.word(0) & 0xffff == UInt32(report.endIndex - 1))
+          }
+          next = report.endIndex
+          if !report.stops.isEmpty { kicks += 1 }
+          try machine.clearStop(vcpu: 0)
+        }
+      }
+      isOver.store(true, ordering: .relaxed)
+      ended.wait()
+      #expect(kicks > 0)
+    }
+
     @Test("Each vCPU has a dirty ring of its own")
     func rings() throws {
       let stage = try Stage(
@@ -112,7 +144,9 @@ extension RealGuestTests {
       #expect(throws: RealGuestError.invalid("pages 7..<9 of a range of 8")) {
         try range.map(pages: 7..<9)
       }
-      #expect(throws: RealGuestError.self) { try PrivateRange(byteCount: 4096, .huge2MiB) }
+      #expect(throws: RealGuestError.invalid("a range of private memory of 4096 bytes")) {
+        _ = try PrivateRange(byteCount: 4096, .huge2MiB)
+      }
     }
 
     @Test("Entries that are zapped come back with their bytes")
