@@ -35,23 +35,35 @@ extension CPU {
     let zone = zone(of: first.rawValue)
     let blocks = stride(from: range.lowerBound & ~511, to: range.upperBound, by: 512)
     let pageset = core.pagesets + Int(zone.pointee.index)
-    lock(zone)
-    for block in blocks { core.isolate(zone, pageset, block) }
-    unlock(zone)
+    // The lock is held for one block of the highest order at a time, however long the range: nobody
+    // else takes a free page out of an isolated pageblock meanwhile.
+    for block in blocks { withLock(of: zone) { core.isolate(zone, pageset, block) } }
     core.drainAll(zone)
-    lock(zone)
-    if let busy = core.firstBusy(zone, range) {
-      for block in blocks { core.endIsolation(zone, pageset, block) }
-      unlock(zone)
+    for piece in CPU.pieces(of: range) {
+      guard let busy = withLock(of: zone, { core.firstBusy(zone, piece) }) else { continue }
+      endIsolation(of: blocks, zone, pageset)
       throw .busy(PFN(busy))
     }
-    let taken = core.takeRange(zone, range)
-    unlock(zone)
-    // What the outermost blocks have beyond the range goes back page by page.
-    for index in taken where !range.contains(index) { freePages(PFN(index), order: 0) }
-    lock(zone)
-    for block in blocks { core.endIsolation(zone, pageset, block) }
-    unlock(zone)
+    for piece in CPU.pieces(of: range) {
+      let taken = withLock(of: zone) { core.takeRange(zone, piece) }
+      // What the outermost blocks have beyond the range goes back page by page.
+      for index in taken where !range.contains(index) { freePages(PFN(index), order: 0) }
+    }
+    endIsolation(of: blocks, zone, pageset)
+  }
+
+  /// A range cut where blocks of the highest order begin: no free block reaches across.
+  private static func pieces(of range: Range<UInt32>) -> [Range<UInt32>] {
+    stride(from: range.lowerBound & ~1023, to: range.upperBound, by: 1024).map { start in
+      max(start, range.lowerBound)..<min(start + 1024, range.upperBound)
+    }
+  }
+
+  private func endIsolation(
+    of blocks: StrideTo<UInt32>, _ zone: UnsafeMutablePointer<pm_zone>,
+    _ pageset: UnsafeMutablePointer<pm_pageset>
+  ) {
+    for block in blocks { withLock(of: zone) { core.endIsolation(zone, pageset, block) } }
   }
 
   /// Drops a reference to each frame of a range and frees it. A warning tells once where a count was
@@ -79,8 +91,13 @@ extension CPU {
     return first.rawValue..<end
   }
 
-  private func lock(_ zone: UnsafeMutablePointer<pm_zone>) { pm_lock_acquire(&zone.pointee.lock) }
-  private func unlock(_ zone: UnsafeMutablePointer<pm_zone>) { pm_lock_release(&zone.pointee.lock) }
+  private func withLock<Result>(
+    of zone: UnsafeMutablePointer<pm_zone>, _ body: () -> Result
+  ) -> Result {
+    pm_lock_acquire(&zone.pointee.lock)
+    defer { pm_lock_release(&zone.pointee.lock) }
+    return body()
+  }
 }
 
 // pre (all): the zone's lock is held.

@@ -1,4 +1,5 @@
 import Foundation
+import PMPageAllocator
 import PMRealGuest
 import Testing
 
@@ -35,7 +36,8 @@ extension StressRunTests {
       print("RealStressTests: \(kind), seed \(options.seed), \(options.backing)")
       return StressPlan(
         kind: kind, options: options, seed: options.seed, era: .c,
-        deadline: .now.advanced(by: .seconds(options.seconds)), iterations: options.iterations)
+        seconds: options.seconds, deadline: .now.advanced(by: .seconds(options.seconds)),
+        iterations: options.iterations)
     }
 
     private func isPlayed(_ outcome: StressOutcome, _ plan: StressPlan) -> Bool {
