@@ -84,8 +84,9 @@ final class RealFileMemory: RealMemory, @unchecked Sendable {
     // Frames beyond the guests' own: those of migrations, and those that are poisoned. Pages of a
     // pool are all taken at once, so there are fewer.
     let extra = shape.byteCount / (backing == .sharedHugeTLB ? 4 : 1)
+    let byteCount = (shape.byteCount + extra + (32 << 20) + (2 << 20) - 1) & ~((2 << 20) - 1)
     var description = MachineDescription(
-      memory: ByteCount(shape.byteCount + extra + (32 << 20)), backing: backing.arenaBacking)
+      memory: ByteCount(byteCount), backing: backing.arenaBacking)
     description.model.kvm = plan.era
     machine = try Machine(description)
     do {

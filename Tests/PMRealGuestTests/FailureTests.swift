@@ -13,7 +13,15 @@ extension RealGuestTests {
       try range.map(page: 0, physicalAddress: 0, byteCount: 8 * 4096, isWritable: true)
       try range.protect(pages: 4..<8, .read)
       try range.unmap(pages: 6..<8)
-      let machine = try RealVM(RealVM.Configuration(dirtyRingByteCount: ringBytes))
+      try range.zap(pages: 0..<4)
+      let memory = try PrivateRange(byteCount: 4 * 4096)
+      try memory.map(pages: 0..<4)
+      try memory.move(pages: 0..<1, to: 2)
+      try memory.protect(pages: 0..<1, .none)
+      try memory.discard(pages: 1..<2)
+      try memory.unmap(pages: 3..<4)
+      let machine = try RealVM(
+        RealVM.Configuration(dirtyRingByteCount: ringBytes, vcpuCount: 2))
       let errno = machine.setMemoryRegion(
         slot: 1, flags: 0, guestPhysicalAddress: slotStart, memorySize: 16 * 4096,
         userspaceAddress: range.userspaceAddress)

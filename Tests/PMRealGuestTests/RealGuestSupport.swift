@@ -14,7 +14,7 @@ let realGuestWorks: Bool = {
 
 /// All tests of real guests, one after another: some count what the process has open.
 @Suite(
-  "Real guest", .serialized,
+  "Real guest", .serialized, .aloneWithKVM,
   .enabled(if: realGuestWorks, "needs /dev/kvm and a KVM that runs a user-mode guest in its MMU"))
 enum RealGuestTests {}
 
@@ -73,7 +73,7 @@ func isFailure(_ outcome: RealAccessOutcome, _ errno: Int32) -> Bool {
   if case .failed(errno, _) = outcome { true } else { false }
 }
 
-/// What this process has of KVM: no other tests have any, so it can be counted.
+/// What this process has of KVM: other tests have none meanwhile, so it can be counted.
 struct KVMCounts: Equatable {
   var descriptors = 0
   var mappings = 0

@@ -14,8 +14,9 @@ private let realGuestWorks: Bool = {
 
 extension StressRunTests {
   /// Short rounds with real guests, ended by their accesses. In the suite of all rounds, so that nobody
-  /// else has memory files meanwhile.
+  /// else has memory files of machines meanwhile.
   @Suite(
+    .aloneWithKVM,
     .enabled(if: realGuestWorks, "needs /dev/kvm and a KVM that runs a user-mode guest in its MMU"))
   struct RealGuests {
     private static let seed: UInt64 =
