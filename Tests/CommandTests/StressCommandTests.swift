@@ -55,7 +55,7 @@ import Testing
   }
 
   @Test(arguments: [
-    ([], "what to put under stress"), (["everything"], "everything"),
+    ([], "Missing expected argument"), (["everything"], "everything"),
     (["map", "-v", "0"], "0 vCPUs: expected 1 to 256"), (["map", "-b", "12Q"], "12Q"),
     (["map", "-b", "4K"], "expected 1 MiB to 1 TiB"), (["map", "-s", "paper"], "paper"),
     (["alloc", "--fail-page-alloc", "1,2,3"], "1,2,3"),

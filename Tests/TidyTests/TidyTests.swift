@@ -93,6 +93,8 @@ struct TidyTests {
       guard trimmed.contains("func ") || trimmed.hasPrefix("init("), !trimmed.hasPrefix("//") else {
         continue
       }
+      // A function of one line ends where it begins.
+      if trimmed.hasSuffix("}") { continue }
       let indent = line.count - trimmed.count
       let close = String(repeating: " ", count: indent) + "}"
       if let end = lines[(index + 1)...].firstIndex(where: { $0 == close }) {
