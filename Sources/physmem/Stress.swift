@@ -131,7 +131,7 @@ struct Stress: ParsableCommand {
     options.seed = seed ?? UInt64.random(in: 1...999_999_999)
     for text in options.ignored { Output.error("ignored with --guest kvm: \(text)") }
     let control = StressControl()
-    let signals = [SIGINT, SIGTERM].map { StressSignal($0, control) }
+    let signals = StressSignals(control)
     let line = quiet || isatty(2) == 0 ? nil : StressProgress(options, control)
     let report = StressRunner(options, control: control).run { seconds, kind in
       line?.enter(kind)
@@ -142,7 +142,7 @@ struct Stress: ParsableCommand {
     case .ktap: Output.line(report.ktap)
     case .text: Output.line("\(report)")
     }
-    for signal in signals where signal.wasSeen { throw ExitCode(128 + signal.number) }
+    if let signal = signals.first { throw ExitCode(128 + signal) }
     if !report.isSound { throw ExitCode.mismatch }
     if report.isSkipped {
       Output.error("skipped: \(report.kinds.compactMap(\.skipped).first ?? "")")
@@ -151,28 +151,36 @@ struct Stress: ParsableCommand {
   }
 }
 
-/// Ends the run at a signal, and remembers it.
-private struct StressSignal {
-  let number: Int32
-  private let seen: Flag
-  private let source: any DispatchSourceSignal
+/// Ends the run at SIGINT or SIGTERM, and remembers which.
+///
+/// Both are blocked in the calling thread, and so in all that it starts: to be made before any other. A
+/// thread waits for the first one; a second one ends the process at once.
+private final class StressSignals: Sendable {
+  private let seen = Atomic<Int32>(0)
 
-  private final class Flag: Sendable { let isSet = Atomic(false) }
-
-  init(_ number: Int32, _ control: StressControl) {
-    self.number = number
-    let flag = Flag()
-    seen = flag
-    signal(number, SIG_IGN)
-    source = DispatchSource.makeSignalSource(signal: number, queue: .global())
-    source.setEventHandler {
-      flag.isSet.store(true, ordering: .relaxed)
+  init(_ control: StressControl) {
+    var signals = sigset_t()
+    sigemptyset(&signals)
+    sigaddset(&signals, SIGINT)
+    sigaddset(&signals, SIGTERM)
+    pthread_sigmask(SIG_BLOCK, &signals, nil)
+    let waited = signals
+    Thread { [self] in
+      var signals = waited
+      var number: Int32 = 0
+      guard sigwait(&signals, &number) == 0 else { return }
+      seen.store(number, ordering: .relaxed)
       control.interrupt()
-    }
-    source.resume()
+      pthread_sigmask(SIG_UNBLOCK, &signals, nil)
+      while true { pause() }
+    }.start()
   }
 
-  var wasSeen: Bool { seen.isSet.load(ordering: .relaxed) }
+  /// The signal that ended the run, or nil.
+  var first: Int32? {
+    let number = seen.load(ordering: .relaxed)
+    return number == 0 ? nil : number
+  }
 }
 
 /// A line on the terminal that is written over and over.
