@@ -18,6 +18,9 @@ final class RealCrew: @unchecked Sendable {
     var shadows: [Int: GuestShadow] = [:]
   }
 
+  /// So many changes are made even if the guests are through before.
+  private static let leastChanges = 8
+
   init(_ world: RealWorld, _ plan: StressPlan, _ control: StressControl) {
     self.world = world
     self.plan = plan
@@ -91,7 +94,9 @@ final class RealCrew: @unchecked Sendable {
       plan, control, thread: plan.options.vcpus, operationKinds: names.count, pause: 1,
       isLimited: false)
     do {
-      while worker.next(), world.running.load(ordering: .acquiring) > 0 {
+      while worker.next(),
+        world.running.load(ordering: .acquiring) > 0 || worker.step < Self.leastChanges
+      {
         try mutate(&worker)
         for text in world.memory.takeFindings() { worker.fail(text) }
         if let text = world.strangeWord(worker.random.below(world.shape.pageCount)) {

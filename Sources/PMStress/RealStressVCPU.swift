@@ -66,6 +66,10 @@ struct RealVCPUThread {
         if next == script.count {
           guard build() else { return .roundOver }
         }
+        // Where nobody else kicks, a thread that is due does so itself.
+        if killEvery > 0, worker.step > stepsToLive + killEvery {
+          try world.vm.kick(vcpu: vcpu)
+        }
         if try !play() { return .killed }
       }
     } catch {
