@@ -165,7 +165,8 @@ let package = Package(
         "PMRealGuest", "PMStress",
       ], swiftSettings: strict),
     .testTarget(
-      name: "PMBenchTests", dependencies: ["PMUnits", "PMPageAllocator", "PMBench"],
+      name: "PMBenchTests",
+      dependencies: ["PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMBench"],
       swiftSettings: strict),
     .testTarget(
       name: "PMReplayTests",

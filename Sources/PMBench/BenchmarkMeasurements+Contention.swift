@@ -81,6 +81,13 @@ final class SharedCounts {
     PFN(first.rawValue &+ UInt32(truncatingIfNeeded: index &* layout.stride))
   }
 
+  /// The page after this one in the thread's order, which visits `mask` + 1 pages, a power of two, once
+  /// each before it begins anew.
+  @inline(__always)
+  static func next(_ index: UInt32, thread: UInt32, mask: UInt32) -> UInt32 {
+    (index &* 5 &+ (2 &* thread &+ 1)) & mask
+  }
+
   /// Gives each page its count of 1.
   func prepare(pages: Int, _ layout: Layout) {
     for index in 0..<pages { frames.setRefcount(SharedCounts.page(index, layout), 1) }
@@ -101,7 +108,7 @@ final class SharedCounts {
         let pfn = PFN(first &+ index &* stride)
         frames.increment(pfn)
         if frames.putAndTest(pfn) { dead += 1 }
-        index = (index &* 5 &+ (2 &* thread &+ 1)) & mask
+        index = SharedCounts.next(index, thread: thread, mask: mask)
       }
       BenchmarkCase.keep(dead)
     }

@@ -120,16 +120,22 @@ struct HeapLibrary: Sendable {
         if reason.isEmpty || !text.contains("No such file") { reason = text }
         continue
       }
-      guard let allocation = dlsym(library, "aligned_alloc"), let free = dlsym(library, "free")
+      // A library without a heap finds the C library's, which it needs itself.
+      guard let allocation = dlsym(library, "aligned_alloc"), let free = dlsym(library, "free"),
+        allocation != ofLibC("aligned_alloc"), free != ofLibC("free")
       else {
         throw BenchmarkUnavailable(
-          description: "\(name) has no aligned_alloc and free: install \(package)")
+          description: "\(name) has no heap of its own: apt-get install \(package)")
       }
       return HeapLibrary(
         alignedAlloc: unsafeBitCast(allocation, to: AlignedAlloc.self),
         free: unsafeBitCast(free, to: Free.self))
     }
     throw BenchmarkUnavailable(description: "\(reason); \(remedy(reason, package))")
+  }
+
+  private static func ofLibC(_ name: String) -> UnsafeMutableRawPointer? {
+    dlopen("libc.so.6", RTLD_NOW | RTLD_NOLOAD).flatMap { dlsym($0, name) }
   }
 
   private static func remedy(_ reason: String, _ package: String) -> String {

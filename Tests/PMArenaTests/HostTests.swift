@@ -19,6 +19,8 @@ import Testing
     let cpus = try Host.onlineCPUs()
     #expect(nodes.flatMap(\.cpus).sorted() == cpus)
     #expect(!cpus.isEmpty)
+    let allowed = try Host.allowedCPUs()
+    #expect(!allowed.isEmpty && Set(allowed).isSubset(of: cpus))
     #expect(try Host.node(ofCPU: 1 << 20) == nil)
     #expect(try Host.node(ofCPU: -1) == nil)
   }
@@ -55,6 +57,7 @@ import Testing
         try Host.pinCurrentThread(toCPU: cpu)
         let status = try kernelText("/proc/thread-self/status")
         #expect(status.contains("Cpus_allowed_list:\t\(cpu)\n"))
+        #expect(try Host.allowedCPUs() == [cpu])
         for missing in [-1, 1023, 5000] {
           #expect(throws: HostError.self) { try Host.pinCurrentThread(toCPU: missing) }
         }

@@ -68,6 +68,11 @@ extension RealGuestTests {
       #expect(log.bitmap[0] & ~(1 << 50) == 1 << 3 | UInt64(1) << 63)
       #expect(Array(log.bitmap[1...]) == [1, 0, 1 << 7])
       #expect(stage.machine.dirtyLog(slot: 1, pageCount: 200) == (0, [0, 0, 0, 0]))
+      _ = try stage.perform(.write(1, to: slotStart + 130 * 4096))
+      var bitmap = [UInt64](repeating: .max, count: 4)
+      #expect(stage.machine.dirtyLog(slot: 1, into: &bitmap) == 0)
+      #expect(bitmap == [0, 0, 1 << 2, 0])
+      #expect(stage.machine.dirtyLog(slot: 7, into: &bitmap) == ENOENT)
     }
 
     @Test("A caller that asks for fewer pages than the slot has is given so many, and no more")
