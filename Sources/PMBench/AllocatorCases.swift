@@ -77,9 +77,10 @@ extension BenchmarkCase {
     }
   }
 
-  private static func pairCase(_ order: Int, bar: Double) -> BenchmarkCase {
+  private static func pairCase(_ order: Int, bar: Double, goal: Double) -> BenchmarkCase {
     BenchmarkCase(
-      "alloc.pair.o\(order)", "a block of order \(order) allocated and freed", bar: .ratio(bar)
+      "alloc.pair.o\(order)", "a block of order \(order) allocated and freed", bar: .ratio(bar),
+      goal: .ratio(goal)
     ) {
       let cpu = try BenchmarkCPU(machine(.gib(16)))
       return .single(
@@ -88,15 +89,16 @@ extension BenchmarkCase {
   }
 
   static var allocatorCases: [BenchmarkCase] {
-    let orders = [4, 5, 6, 7, 8, 10].map { pairCase($0, bar: 12) }
-    return [pairCase(0, bar: 2.5)] + bulkCases + [pairCase(9, bar: 20)] + orders
+    let orders = [4, 5, 6, 7, 8, 10].map { pairCase($0, bar: 12, goal: 6) }
+    return [pairCase(0, bar: 2.5, goal: 1.5)] + bulkCases + [pairCase(9, bar: 20, goal: 8)] + orders
       + [hugeCase] + scalingCases
   }
 
   private static var bulkCases: [BenchmarkCase] {
     [
       BenchmarkCase(
-        "alloc.bulk.o0", "single frames of 4 GiB allocated one after another", bar: .ratio(4)
+        "alloc.bulk.o0", "single frames of 4 GiB allocated one after another", bar: .ratio(4),
+        goal: .ratio(1)
       ) {
         let count = 700_000
         let cpu = try BenchmarkCPU(machine(.gib(4)), capacity: count)
@@ -105,7 +107,7 @@ extension BenchmarkCase {
           run: { cpu.fill(count, order: 0) })
         return .single(subject, limit: pairLimit())
       },
-      BenchmarkCase("free.bulk.o0", "the same freed in order", bar: .ratio(4)) {
+      BenchmarkCase("free.bulk.o0", "the same freed in order", bar: .ratio(4), goal: .ratio(1)) {
         let count = 700_000
         let cpu = try BenchmarkCPU(machine(.gib(4)), capacity: count)
         let subject = Workload(
@@ -114,7 +116,8 @@ extension BenchmarkCase {
         return .single(subject, limit: pairLimit())
       },
       BenchmarkCase(
-        "free.random.o0", "single frames of 16 GiB freed in random order", bar: .ratio(15)
+        "free.random.o0", "single frames of 16 GiB freed in random order", bar: .ratio(15),
+        goal: .atMost(21)
       ) {
         let count = 3_900_000
         let cpu = try BenchmarkCPU(machine(.gib(16)), capacity: count)
@@ -133,7 +136,8 @@ extension BenchmarkCase {
 
   private static var hugeCase: BenchmarkCase {
     BenchmarkCase(
-      "alloc.bulk.o9.1t", "blocks of order 9 of 1 TiB allocated one after another", bar: .ratio(15)
+      "alloc.bulk.o9.1t", "blocks of order 9 of 1 TiB allocated one after another", bar: .ratio(15),
+      goal: .ratio(7)
     ) {
       let count = 500_000
       let cpu = try BenchmarkCPU(machine(.tib(1)), capacity: count)
@@ -148,7 +152,7 @@ extension BenchmarkCase {
     [
       BenchmarkCase(
         "alloc.scaling.pair", "throughput of two CPUs over one, order-0 pairs", unit: "x",
-        bar: .atLeast(1.85), threads: 2
+        bar: .atLeast(1.85), goal: .atLeast(1.95), threads: 2
       ) {
         let machine = try machine(.gib(16), cpus: 2)
         let cpus = try (0..<2).map { try BenchmarkCPU(machine, $0) }
@@ -157,7 +161,7 @@ extension BenchmarkCase {
       },
       BenchmarkCase(
         "alloc.scaling.bulk", "throughput of two CPUs over one, single frames allocated in bulk",
-        unit: "x", bar: .atLeast(1.6), threads: 2
+        unit: "x", bar: .atLeast(1.6), goal: .atLeast(1.95), threads: 2
       ) {
         let count = 700_000
         let machine = try machine(.gib(16), cpus: 2)

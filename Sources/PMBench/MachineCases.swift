@@ -39,7 +39,7 @@ extension BenchmarkCase {
     [
       BenchmarkCase(
         "replay.ops", "operations of real-kernel traces per second", unit: "Mops/s",
-        bar: .atLeast(3)
+        bar: .atLeast(3), goal: .atLeast(10)
       ) {
         let files = try traces()
         return .figure {
@@ -60,7 +60,7 @@ extension BenchmarkCase {
       },
       BenchmarkCase(
         "machine.create.1t", "a machine of 1 TiB created, beside reserving 1 TiB", unit: "us",
-        bar: .atMost(1000)
+        bar: .atMost(1000), goal: .atMost(50)
       ) {
         .figure {
           var machine: Machine?
@@ -79,7 +79,7 @@ extension BenchmarkCase {
       },
       BenchmarkCase(
         "machine.create.1t.resident", "memory that creating a machine of 1 TiB makes resident",
-        unit: "KiB", bar: .atMost(1024)
+        unit: "KiB", bar: .atMost(1024), goal: .atMost(64)
       ) {
         .figure {
           let before = residentBytes()
@@ -90,7 +90,7 @@ extension BenchmarkCase {
       },
       BenchmarkCase(
         "machine.metadata", "address space for metadata per frame of a 1 TiB machine", unit: "B",
-        bar: .atMost(16)
+        bar: .atMost(16), goal: .atMost(8.5)
       ) {
         .figure {
           let machine = try Machine(MachineDescription(memory: .tib(1)))

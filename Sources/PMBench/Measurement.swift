@@ -3,36 +3,6 @@ internal import Foundation
 internal import PMArena
 internal import Synchronization
 
-/// What a case gave.
-public struct BenchmarkResult: Sendable {
-  /// The case's name.
-  public var name: String
-  /// The case's unit.
-  public var unit: String
-  /// Median over the rounds; nil where the case could not run.
-  public var value: Double?
-  /// Median of the limit over the rounds, in the same unit; nil where the case has none.
-  public var limit: Double?
-  /// Median of the rounds' ratios; nil where the case has no limit.
-  public var ratio: Double?
-  /// The number of the bar.
-  public var bar: Double
-  /// `ratio`, `at_most` or `at_least`: what the bar is compared with, and how.
-  public var barKind: String
-  /// Whether the bar is met.
-  public var met: Bool
-  /// Threads at work.
-  public var threads: Int
-  /// Rounds.
-  public var runs: Int
-  /// The smallest value of a round.
-  public var min: Double?
-  /// The largest.
-  public var max: Double?
-  /// Why a case could not run.
-  public var reason: String?
-}
-
 /// Times cases: subject and limit in turn, round by round.
 public struct BenchmarkRunner {
   /// Rounds per case.
@@ -59,31 +29,10 @@ public struct BenchmarkRunner {
         values.append(value)
         if let limit { limits.append(limit) }
       }
-      return result(item, values, limits)
+      return BenchmarkResult(item, samples: values, limitSamples: limits)
     } catch {
-      var failed = result(item, [], [])
-      failed.reason = "\(error)"
-      return failed
+      return BenchmarkResult(item, reason: "\(error)")
     }
-  }
-
-  private func result(
-    _ item: BenchmarkCase, _ values: [Double], _ limits: [Double]
-  ) -> BenchmarkResult {
-    let value = values.isEmpty ? nil : values.median
-    let ratios = limits.count == values.count ? zip(values, limits).map { $0 / $1 } : []
-    let ratio = ratios.isEmpty ? nil : ratios.median
-    let bar: (Double, String, Bool)
-    switch item.bar {
-    case .ratio(let most): bar = (most, "ratio", ratio.map { $0 <= most } ?? false)
-    case .atMost(let most): bar = (most, "at_most", value.map { $0 <= most } ?? false)
-    case .atLeast(let least): bar = (least, "at_least", value.map { $0 >= least } ?? false)
-    }
-    return BenchmarkResult(
-      name: item.name, unit: item.unit, value: value,
-      limit: limits.isEmpty ? nil : limits.median, ratio: ratio, bar: bar.0, barKind: bar.1,
-      met: bar.2, threads: item.threads, runs: values.count, min: values.min(),
-      max: values.max(), reason: nil)
   }
 
   private func measure(_ subject: Subject) throws -> (Double, Double?) {

@@ -36,13 +36,39 @@ public enum Subject {
 /// A benchmark case of PERFORMANCE.md.
 public struct BenchmarkCase {
   /// What a bar is compared with.
-  public enum Bar: Sendable {
+  public enum Bar: Hashable, Sendable {
     /// The median of the ratios to the limit may be at most this.
     case ratio(Double)
     /// The median value may be at most this.
     case atMost(Double)
     /// The median value has to be at least this.
     case atLeast(Double)
+
+    /// How a bar is compared, by the names that reports use.
+    public enum Kind: String, Hashable, Codable, Sendable, CaseIterable {
+      /// The ratio to the limit, at most.
+      case ratio
+      /// The value, at most.
+      case atMost = "at_most"
+      /// The value, at least.
+      case atLeast = "at_least"
+    }
+
+    /// How it is compared.
+    public var kind: Kind {
+      switch self {
+      case .ratio: .ratio
+      case .atMost: .atMost
+      case .atLeast: .atLeast
+      }
+    }
+
+    /// The number that is compared with.
+    public var number: Double {
+      switch self {
+      case .ratio(let number), .atMost(let number), .atLeast(let number): number
+      }
+    }
   }
 
   /// The name in PERFORMANCE.md, as `alloc.pair.o0`.
@@ -51,6 +77,8 @@ public struct BenchmarkCase {
   public let unit: String
   /// What has to be reached.
   public let bar: Bar
+  /// What is to be reached beyond the bar; nil where the bar itself is the goal.
+  public let goal: Bar?
   /// Threads at work.
   public let threads: Int
   /// One line for people.
@@ -59,13 +87,14 @@ public struct BenchmarkCase {
   public let prepare: () throws -> Subject
 
   init(
-    _ name: String, _ summary: String, unit: String = "ns", bar: Bar, threads: Int = 1,
-    prepare: @escaping () throws -> Subject
+    _ name: String, _ summary: String, unit: String = "ns", bar: Bar, goal: Bar? = nil,
+    threads: Int = 1, prepare: @escaping () throws -> Subject
   ) {
     self.name = name
     self.summary = summary
     self.unit = unit
     self.bar = bar
+    self.goal = goal
     self.threads = threads
     self.prepare = prepare
   }

@@ -1,0 +1,112 @@
+internal import ArgumentParser
+internal import PMBench
+
+/// `physmem bench run`.
+struct BenchRun: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "run", abstract: "Measures and says which bars are met.",
+    discussion: """
+      Subject and limit are measured in turn, at least nine rounds; the value is the median, the \
+      ratio the median of the rounds' ratios. The bar is what has to be reached, the goal what is to be \
+      reached beyond it. Exit code 1 where a bar is not met, 69 where a file cannot be written, which is \
+      looked at before anything is measured.
+
+      --csv fills a directory: cases.csv and samples.csv, and what was measured beside the cases, where \
+      tools of the field have tables in their columns and units: scaling/ as will-it-scale has \
+      (tasks,processes,processes_idle,threads,threads_idle,linear; a file per case), allocators/ as LLFree's \
+      bench has (alloc,x,order,iteration,memory,get_min,…).
+      """)
+
+  @Argument(help: "Groups of cases: refcount, alloc, free, map, replay, machine. None: all.")
+  var groups: [String] = []
+
+  @Flag(help: "Print one JSON object.")
+  var json = false
+
+  @Option(help: "Rounds per case.")
+  var rounds = 9
+
+  @Option(help: "Only cases whose name contains this.")
+  var filter: String?
+
+  @Option(
+    help: ArgumentHelp("Write tables of comma-separated values there.", valueName: "directory"),
+    completion: .directory)
+  var csv: String?
+
+  @Option(
+    help: ArgumentHelp("Write a page with drawings, in one file.", valueName: "file"),
+    completion: .file(extensions: ["html"]))
+  var html: String?
+
+  func validate() throws {
+    let known = ["refcount", "alloc", "free", "map", "replay", "machine"]
+    if let unknown = groups.first(where: { !known.contains($0) }) {
+      throw ValidationError("unknown group '\(unknown)': expected \(known.joined(separator: ", "))")
+    }
+    if rounds < 1 { throw ValidationError("--rounds \(rounds): expected 1 or more.") }
+    if let csv, csv.hasSuffix(".csv") || csv.isEmpty {
+      throw ValidationError(
+        "--csv '\(csv)': expected a directory, which gets cases.csv and others.")
+    }
+    if html?.isEmpty == true { throw ValidationError("--html: expected the name of a file.") }
+  }
+
+  func run() throws {
+    let cases = try wanted()
+    let files = try OutputFiles.checked { try BenchFiles(csv: csv, html: html) }
+    let runner = BenchmarkRunner(rounds: rounds)
+    var results: [BenchmarkResult] = []
+    if !json { Output.line(BenchText.heading) }
+    for item in cases {
+      let result = runner.run(item)
+      results.append(result)
+      if !json { Output.line(BenchText.row(result)) }
+    }
+    let report = BenchmarkReport(results, measurements: try measurements())
+    // Standard output first: a disk that is full now does not take the result with it.
+    if json {
+      try Output.json(report)
+    } else {
+      if let measured = report.measurements { Output.line(BenchText.measurements(measured)) }
+      Output.line(report.met ? "all bars met" : "bars not met")
+    }
+    try OutputFiles.checked { try files.write(report) }
+    if !report.met { throw ExitCode.mismatch }
+  }
+
+  private func wanted() throws -> [BenchmarkCase] {
+    // Freeing belongs to the allocator: `bench alloc` runs both.
+    // Mapping is what stage-2 tables, guests, dirty logs and notifiers do.
+    var wanted = groups
+    if groups.contains("alloc") { wanted.append("free") }
+    if groups.contains("map") { wanted += ["stage2", "guest", "dirty", "notifier"] }
+    let cases = BenchmarkCase.all(wanted).filter { item in
+      filter.map { item.name.contains($0) } ?? true
+    }
+    guard !cases.isEmpty else { throw ValidationError("no case has such a name") }
+    return cases
+  }
+
+  // The one place where measurements beside the cases come in: nil is none.
+  private func measurements() throws -> BenchmarkMeasurements? { nil }
+}
+
+/// The files that `bench run` writes besides standard output.
+private struct BenchFiles {
+  private let csv: OutputFolder?
+  private let html: OutputFile?
+
+  /// Looks whether they can be written, and makes the directory.
+  init(csv: String?, html: String?) throws(OutputFileError) {
+    if let csv { self.csv = try OutputFolder(csv) } else { self.csv = nil }
+    if let html { self.html = try OutputFile(html) } else { self.html = nil }
+  }
+
+  func write(_ report: BenchmarkReport) throws(OutputFileError) {
+    if let csv {
+      for file in BenchmarkTables(report).files { try csv.write(file.text, to: file.path) }
+    }
+    try html?.write(BenchmarkPage(report).html)
+  }
+}
