@@ -8,5 +8,5 @@ struct Bench: ParsableCommand {
       Without a subcommand it runs: `physmem bench alloc --json` is `physmem bench run alloc --json`. \
       `physmem bench run --help` has the options.
       """,
-    subcommands: [BenchRun.self], defaultSubcommand: BenchRun.self)
+    subcommands: [BenchRun.self, BenchCompare.self], defaultSubcommand: BenchRun.self)
 }

@@ -2,6 +2,26 @@ import Foundation
 import Testing
 
 @Suite struct BenchCommandTests {
+  /// A report of cases with rounds, without limits unless given.
+  private func report(
+    _ cases: [(name: String, samples: [Double])], model: String = "m"
+  ) -> String {
+    let texts = cases.map { name, samples in
+      let value = samples.sorted()[samples.count / 2]
+      return """
+        {"name":"\(name)","unit":"ns","value":\(value),"limit":null,"ratio":null,"bar":100,
+        "bar_kind":"at_most","met":true,"threads":1,"runs":\(samples.count),
+        "min":\(samples.min() ?? 0),"max":\(samples.max() ?? 0),"samples":\(samples)}
+        """
+    }
+    return """
+      {"schema_version":1,"machine":{"cpus":2,"model":"\(model)","kernel":"k","memory":1},
+      "cases":[\(texts.joined(separator: ","))],"met":true}
+      """
+  }
+
+  private let steady: [Double] = [10, 10.1, 9.9, 10.05, 9.95, 10.02, 9.98, 10.03, 9.97]
+
   // The quickest case that there is, and one that meets its bar everywhere.
   private let quick = ["machine", "--filter", "machine.metadata", "--rounds", "2"]
 
@@ -40,6 +60,9 @@ import Testing
       #expect(Set(names) == ["a", "page.html"])
       let inside = try FileManager.default.contentsOfDirectory(atPath: tables)
       #expect(Set(inside) == ["cases.csv", "samples.csv"])
+      // The object is a report that can be compared.
+      let saved = try write([run.output], "r.json", in: folder)
+      #expect(try physmem("bench", "compare", saved, saved).status == 0)
     }
   }
 
@@ -64,7 +87,9 @@ import Testing
   @Test func `Wrong usage exits with 64`() throws {
     for arguments in [
       ["bench", "nonsense"], ["bench", "--rounds", "0"], ["bench", "--filter", "nonsense"],
-      ["bench", "--csv", "out.csv"],
+      ["bench", "--csv", "out.csv"], ["bench", "compare"], ["bench", "compare", "a"],
+      ["bench", "compare", "a", "b", "--threshold", "-1"],
+      ["bench", "compare", "a", "b", "--threshold", "nan"],
     ] {
       let run = try physmem(arguments)
       #expect(run.status == 64, "\(arguments)")
@@ -73,13 +98,105 @@ import Testing
     }
   }
 
+  @Test func `A regression exits with 1 and is named; its threshold can be moved`() throws {
+    try withTemporaryFolder { folder in
+      let old = try write([report([("a.b", steady), ("a.c", steady)])], "old", in: folder)
+      let worse = steady.map { $0 * 1.2 }
+      let new = try write([report([("a.b", steady), ("a.c", worse)])], "new", in: folder)
+      let run = try physmem("bench", "compare", old, new)
+      #expect(run.status == 1)
+      #expect(run.errors.isEmpty)
+      #expect(run.lines[1].contains("a.b") && run.lines[1].hasSuffix("no change"))
+      #expect(run.lines[2].contains("a.c") && run.lines[2].contains("+20.0 %"))
+      #expect(run.lines[2].hasSuffix("REGRESSION"))
+      #expect(
+        run.lines.last
+          == "0 faster, 1 slower, 1 no change, 0 cannot tell; 1 slower by 5 % or more")
+      #expect(try physmem("bench", "compare", "--threshold", "30", old, new).status == 0)
+      #expect(try physmem("bench", "compare", new, old).status == 0)
+      // One more report from before that is as slow as the one after: no change that all pairs show.
+      let more = try physmem("bench", "compare", old, new, "--also-before", new)
+      #expect(more.status == 0)
+      #expect(
+        more.lines.contains("cannot tell: a.c: the reports of one side differ as the sides do"))
+      #expect(try physmem("bench", "compare", old, old).status == 0)
+    }
+  }
+
+  @Test func `The JSON object of a comparison`() throws {
+    try withTemporaryFolder { folder in
+      let old = try write(
+        [report([("a.b", steady), ("a.c", steady)], model: "x")], "old", in: folder)
+      let new = try write(
+        [report([("a.b", steady.map { $0 * 1.2 }), ("a.d", steady)], model: "y")], "new", in: folder
+      )
+      let run = try physmem("bench", "compare", "--json", old, new)
+      #expect(run.status == 1)
+      let object = try run.json()
+      #expect(object["schema_version"] as? Int == 1)
+      #expect(object["threshold_percent"] as? Double == 5)
+      #expect(object["before"] as? [String] == [old])
+      #expect(object["after"] as? [String] == [new])
+      #expect(object["regressions"] as? [String] == ["a.b"])
+      #expect(object["only_before"] as? [String] == ["a.c"])
+      #expect(object["only_after"] as? [String] == ["a.d"])
+      #expect(object["machine_differences"] as? [String] == ["processor: x before, y after"])
+      let cases = try #require(object["cases"] as? [[String: Any]])
+      #expect(cases.count == 1)
+      #expect(cases[0]["verdict"] as? String == "slower")
+      #expect(cases[0]["regression"] as? Bool == true)
+      #expect(cases[0]["compared"] as? String == "ns")
+      #expect(cases[0]["rounds_before"] as? Int == 9)
+      let change = try #require(cases[0]["change_percent"] as? Double)
+      #expect(abs(change - 20) < 0.001)
+    }
+  }
+
+  @Test func `Cases of one side and other machines are said in text`() throws {
+    try withTemporaryFolder { folder in
+      let old = try write([report([("a.b", steady), ("a.c", steady)])], "old", in: folder)
+      let new = try write(
+        [report([("a.b", steady), ("a.d", steady)], model: "y")], "new", in: folder)
+      let run = try physmem("bench", "compare", old, new)
+      #expect(run.status == 0)
+      #expect(run.lines[0] == "the machines differ: processor: m before, y after")
+      #expect(run.lines.contains("only before: a.c"))
+      #expect(run.lines.contains("only after: a.d"))
+    }
+  }
+
+  @Test func `Files that are no reports exit with 65 or 66 and name file and place`() throws {
+    try withTemporaryFolder { folder in
+      let good = try write([report([("a.b", steady)])], "good", in: folder)
+      let other = try write([report([("x.y", steady)])], "other", in: folder)
+      let text = try write(["{", " nonsense"], "text", in: folder)
+      let bad = try write(
+        [report([("a.b", steady)]).replacing("\"bar\":100", with: "\"bar\":true")], "bad",
+        in: folder)
+      for (first, second, status, message) in [
+        (text, good, 65 as Int32, "\(text): line 2, column 2: is no JSON: "),
+        (good, bad, 65, "\(bad): cases[0].bar: is something else: expected a number"),
+        (good, other, 65, "\(good) and \(other) have no case in common"),
+        ("\(folder.path)/none", good, 66, "\(folder.path)/none: no such file"),
+        (good, folder.path, 66, "\(folder.path): is a directory: "),
+      ] {
+        let run = try physmem("bench", "compare", first, second)
+        #expect(run.status == status)
+        #expect(run.output.isEmpty)
+        #expect(run.errors.hasPrefix("physmem: \(message)"), "\(run.errors)")
+        #expect(run.errors.split(separator: "\n").count == 1)
+      }
+    }
+  }
+
   @Test func `Help names the subcommands and their options`() throws {
     let bench = try physmem("bench", "--help")
     #expect(bench.status == 0)
-    #expect(bench.output.contains("run (default)"))
+    #expect(bench.output.contains("run (default)") && bench.output.contains("compare"))
     let run = try physmem("bench", "run", "--help").output
     for option in ["--json", "--rounds", "--filter", "--csv", "--html"] {
       #expect(run.contains(option))
     }
+    #expect(try physmem("bench", "compare", "--help").output.contains("--threshold"))
   }
 }
