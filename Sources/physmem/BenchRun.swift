@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import Foundation
 internal import PMBench
 
 /// `physmem bench run`.
@@ -23,6 +24,19 @@ struct BenchRun: ParsableCommand {
   @Flag(help: "Print one JSON object.")
   var json = false
 
+  @Option(
+    help: """
+      Measure beside the cases: contention, latency, scaling, allocators, backings, kvm, separated by \
+      commas, or all.
+      """)
+  var measure: MeasuredGroups?
+
+  @Flag(help: "Cut what --measure measures down to a look of a few seconds.")
+  var quick = false
+
+  @Flag(help: "Leave the cases out: --measure alone.")
+  var measureOnly = false
+
   @Option(help: "Rounds per case.")
   var rounds = 9
 
@@ -44,6 +58,10 @@ struct BenchRun: ParsableCommand {
     if let unknown = groups.first(where: { !known.contains($0) }) {
       throw ValidationError("unknown group '\(unknown)': expected \(known.joined(separator: ", "))")
     }
+    if measureOnly, measure == nil {
+      throw ValidationError("--measure-only: --measure is missing.")
+    }
+    if quick, measure == nil { throw ValidationError("--quick: --measure is missing.") }
     if rounds < 1 { throw ValidationError("--rounds \(rounds): expected 1 or more.") }
     if let csv, csv.hasSuffix(".csv") || csv.isEmpty {
       throw ValidationError(
@@ -57,7 +75,7 @@ struct BenchRun: ParsableCommand {
     let files = try OutputFiles.checked { try BenchFiles(csv: csv, html: html) }
     let runner = BenchmarkRunner(rounds: rounds)
     var results: [BenchmarkResult] = []
-    if !json { Output.line(BenchText.heading) }
+    if !json, !cases.isEmpty { Output.line(BenchText.heading) }
     for item in cases {
       let result = runner.run(item)
       results.append(result)
@@ -69,13 +87,14 @@ struct BenchRun: ParsableCommand {
       try Output.json(report)
     } else {
       if let measured = report.measurements { Output.line(BenchText.measurements(measured)) }
-      Output.line(report.met ? "all bars met" : "bars not met")
+      if !cases.isEmpty { Output.line(report.met ? "all bars met" : "bars not met") }
     }
     try OutputFiles.checked { try files.write(report) }
     if !report.met { throw ExitCode.mismatch }
   }
 
   private func wanted() throws -> [BenchmarkCase] {
+    if measureOnly { return [] }
     // Freeing belongs to the allocator: `bench alloc` runs both.
     // Mapping is what stage-2 tables, guests, dirty logs and notifiers do.
     var wanted = groups
@@ -88,8 +107,37 @@ struct BenchRun: ParsableCommand {
     return cases
   }
 
-  // The one place where measurements beside the cases come in: nil is none.
-  private func measurements() throws -> BenchmarkMeasurements? { nil }
+  /// What is measured beside the cases; nil where nothing was asked for.
+  private func measurements() throws -> BenchmarkMeasurements? {
+    guard let measure else { return nil }
+    let showsProgress = isatty(2) != 0
+    func show(_ text: String) {
+      guard showsProgress else { return }
+      try? FileHandle.standardError.write(contentsOf: Data("\r\u{1b}[K\(text)".utf8))
+    }
+    defer { show("") }
+    return BenchmarkMeasurements.run(
+      groups: measure.groups, options: .init(quick: quick), progress: { show("measuring \($0)") })
+  }
+}
+
+/// The argument of `--measure`.
+struct MeasuredGroups: ExpressibleByArgument {
+  /// The groups in the order in which they are measured.
+  var groups: [BenchmarkMeasurements.Group]
+
+  /// Reads names separated by commas, or `all`.
+  init?(argument: String) {
+    let names = argument.split(separator: ",", omittingEmptySubsequences: false).map(String.init)
+    let found = names.compactMap(BenchmarkMeasurements.Group.init)
+    if argument == "all" {
+      groups = BenchmarkMeasurements.Group.allCases
+    } else if found.count == names.count {
+      groups = BenchmarkMeasurements.Group.allCases.filter(found.contains)
+    } else {
+      return nil
+    }
+  }
 }
 
 /// The files that `bench run` writes besides standard output.

@@ -66,6 +66,30 @@ import Testing
     }
   }
 
+  @Test func `What is measured beside the cases stands in the object, the tables and the text`()
+    throws
+  {
+    try withTemporaryFolder { folder in
+      let measure = ["bench", "--measure-only", "--measure", "latency", "--quick"]
+      let run = try physmem(measure + ["--json", "--csv", folder.path])
+      #expect(run.status == 0)
+      #expect(run.errors.isEmpty)
+      let object = try run.json()
+      #expect((object["cases"] as? [Any])?.isEmpty == true)
+      let measured = try #require(object["measurements"] as? [String: [[String: Any]]])
+      #expect(measured["latency"]?.contains { $0["name"] as? String == "refcount.pair" } == true)
+      #expect(measured["contention"]?.isEmpty == true)
+      let text = try String(
+        contentsOf: folder.appendingPathComponent("latency.csv"), encoding: .utf8)
+      #expect(text.hasPrefix("name,count,mean,p50,"))
+      #expect(text.contains("\nrefcount.pair,"))
+      let lines = try physmem(measure)
+      #expect(lines.status == 0)
+      #expect(lines.output.contains("latency, ns"))
+      #expect(!lines.output.contains("bars"))
+    }
+  }
+
   @Test func `What cannot be written exits with 69 before anything is measured`() throws {
     try withTemporaryFolder { folder in
       let file = try write(["x"], "file", in: folder)
@@ -87,7 +111,10 @@ import Testing
   @Test func `Wrong usage exits with 64`() throws {
     for arguments in [
       ["bench", "nonsense"], ["bench", "--rounds", "0"], ["bench", "--filter", "nonsense"],
-      ["bench", "--csv", "out.csv"], ["bench", "compare"], ["bench", "compare", "a"],
+      ["bench", "--csv", "out.csv"], ["bench", "--measure", "nonsense"],
+      ["bench", "--measure", ""],
+      ["bench", "--measure-only"], ["bench", "--quick"], ["bench", "compare"],
+      ["bench", "compare", "a"],
       ["bench", "compare", "a", "b", "--threshold", "-1"],
       ["bench", "compare", "a", "b", "--threshold", "nan"],
     ] {
@@ -194,7 +221,7 @@ import Testing
     #expect(bench.status == 0)
     #expect(bench.output.contains("run (default)") && bench.output.contains("compare"))
     let run = try physmem("bench", "run", "--help").output
-    for option in ["--json", "--rounds", "--filter", "--csv", "--html"] {
+    for option in ["--json", "--rounds", "--filter", "--csv", "--html", "--measure", "--quick"] {
       #expect(run.contains(option))
     }
     #expect(try physmem("bench", "compare", "--help").output.contains("--threshold"))
