@@ -187,6 +187,9 @@ PM_INLINE void pm_lock_release(uint32_t *_Nonnull lock) {
 /// ThreadSanitizer. pre: the range lies in both tables.
 uint32_t pm_frames_sweep(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts, size_t n)
     __attribute__((visibility("hidden")));
+/// The same where count `i` is the word `i << shift`.
+uint32_t pm_frames_sweep_strided(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts,
+                                 size_t n, uint32_t shift) __attribute__((visibility("hidden")));
 /// Stores `value` in `n` state words. As above; the buddy mark is in neither old nor new value.
 void pm_states_fill(uint16_t *_Nonnull states, size_t n, uint16_t value)
     __attribute__((visibility("hidden")));

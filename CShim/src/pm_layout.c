@@ -70,6 +70,17 @@ PM_SWEEP uint32_t pm_frames_sweep(const uint16_t *states, const int32_t *counts,
   return sweep_baseline(states, counts, n);
 }
 
+PM_SWEEP uint32_t pm_frames_sweep_strided(const uint16_t *states, const int32_t *counts, size_t n,
+                                          uint32_t shift) {
+  uint32_t state = 0;
+  int32_t count = 0;
+  for (size_t i = 0; i < n; i++) {
+    state |= states[i];
+    count |= counts[i << shift];
+  }
+  return state | (count != 0 ? PM_SWEEP_COUNT : 0);
+}
+
 PM_SWEEP void pm_states_fill(uint16_t *states, size_t n, uint16_t value) {
   for (size_t i = 0; i < n; i++) states[i] = value;
 }

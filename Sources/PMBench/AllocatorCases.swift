@@ -60,10 +60,6 @@ final class BenchmarkCPU {
 }
 
 extension BenchmarkCase {
-  private static func machine(_ size: ByteCount, cpus: Int = 1) throws -> Machine {
-    try Machine(MachineDescription(memory: size, cpus: cpus))
-  }
-
   /// A block allocated and freed, again and again.
   private static func pairs(_ cpu: BenchmarkCPU, order: Int, repetitions: Int) -> Workload {
     Workload(operations: repetitions) {
@@ -77,7 +73,9 @@ extension BenchmarkCase {
     }
   }
 
-  private static func pairCase(_ order: Int, bar: Double, goal: Double) -> BenchmarkCase {
+  private static func pairCase(
+    _ machine: BenchmarkMachines, _ order: Int, bar: Double, goal: Double
+  ) -> BenchmarkCase {
     BenchmarkCase(
       "alloc.pair.o\(order)", "a block of order \(order) allocated and freed", bar: .ratio(bar),
       goal: .ratio(goal)
@@ -88,13 +86,14 @@ extension BenchmarkCase {
     }
   }
 
-  static var allocatorCases: [BenchmarkCase] {
-    let orders = [4, 5, 6, 7, 8, 10].map { pairCase($0, bar: 12, goal: 6) }
-    return [pairCase(0, bar: 2.5, goal: 1.5)] + bulkCases + [pairCase(9, bar: 20, goal: 8)] + orders
-      + [hugeCase] + scalingCases
+  static func allocatorCases(_ machine: BenchmarkMachines) -> [BenchmarkCase] {
+    let orders = [4, 5, 6, 7, 8, 10].map { pairCase(machine, $0, bar: 12, goal: 6) }
+    return [pairCase(machine, 0, bar: 2.5, goal: 1.5)] + bulkCases(machine)
+      + [pairCase(machine, 9, bar: 20, goal: 8)] + orders + [hugeCase(machine)]
+      + scalingCases(machine)
   }
 
-  private static var bulkCases: [BenchmarkCase] {
+  private static func bulkCases(_ machine: BenchmarkMachines) -> [BenchmarkCase] {
     [
       BenchmarkCase(
         "alloc.bulk.o0", "single frames of 4 GiB allocated one after another", bar: .ratio(4),
@@ -134,7 +133,7 @@ extension BenchmarkCase {
     ]
   }
 
-  private static var hugeCase: BenchmarkCase {
+  private static func hugeCase(_ machine: BenchmarkMachines) -> BenchmarkCase {
     BenchmarkCase(
       "alloc.bulk.o9.1t", "blocks of order 9 of 1 TiB allocated one after another", bar: .ratio(15),
       goal: .ratio(7)
@@ -148,7 +147,7 @@ extension BenchmarkCase {
     }
   }
 
-  private static var scalingCases: [BenchmarkCase] {
+  private static func scalingCases(_ machine: BenchmarkMachines) -> [BenchmarkCase] {
     [
       BenchmarkCase(
         "alloc.scaling.pair", "throughput of two CPUs over one, order-0 pairs", unit: "x",

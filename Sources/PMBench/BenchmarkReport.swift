@@ -1,4 +1,5 @@
 public import Foundation
+public import PMFrames
 
 /// Everything that a run of `physmem bench` found: the one JSON object of PERFORMANCE.md.
 public struct BenchmarkReport: Hashable, Codable, Sendable {
@@ -43,6 +44,8 @@ public struct BenchmarkReport: Hashable, Codable, Sendable {
   public var schemaVersion: Int
   /// Where it was measured.
   public var machine: Machine
+  /// How the machines under the cases laid out their counts; nil in a report that does not say.
+  public var refcountLayout: RefcountLayout?
   /// L in this run, ns: the limit of a case that is measured against it; nil if none was.
   public var limitNanoseconds: Double?
   /// The cases in the order in which they ran.
@@ -55,15 +58,17 @@ public struct BenchmarkReport: Hashable, Codable, Sendable {
   enum CodingKeys: String, CodingKey {
     case schemaVersion = "schema_version"
     case machine, cases, measurements, met
+    case refcountLayout = "refcount_layout"
     case limitNanoseconds = "limit_ns"
   }
 
   /// The report of these results.
   public init(
     _ cases: [BenchmarkResult], measurements: BenchmarkMeasurements? = nil,
-    machine: Machine = .current
+    refcountLayout: RefcountLayout = .packed, machine: Machine = .current
   ) {
     schemaVersion = BenchmarkReport.currentSchemaVersion
+    self.refcountLayout = refcountLayout
     self.machine = machine
     self.cases = cases
     self.measurements = measurements

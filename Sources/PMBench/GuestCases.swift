@@ -6,19 +6,19 @@ internal import PMPageAllocator
 internal import PMUnits
 
 extension BenchmarkCase {
-  static var guestCases: [BenchmarkCase] {
+  static func guestCases(_ machine: BenchmarkMachines) -> [BenchmarkCase] {
     // The goals are what vm-memory takes for looking the region up and nothing more. With 512
     // regions that is 15 ns, which the bar is beyond already.
     [(1, 5.0, 1.4), (8, 10.0, 4.6), (512, 10.0, nil)].map { regions, most, goal in
       BenchmarkCase(
         "guest.read.\(regions)", "guest loads of 8 bytes at random, \(regions) regions",
         bar: .atMost(most), goal: goal.map { .atMost($0) }
-      ) { try guestRead(regions: regions) }
+      ) { try guestRead(machine, regions: regions) }
     }
   }
 
-  private static func guestRead(regions: Int) throws -> Subject {
-    let guest = try BenchmarkGuest(regions: regions)
+  private static func guestRead(_ machine: BenchmarkMachines, regions: Int) throws -> Subject {
+    let guest = try BenchmarkGuest(machine(.mib(64)), regions: regions)
     let reads = 1 << 16
     var random = SplitMix64(seed: 11)
     // Offsets in the working set; the guest sees them scattered over the regions.
@@ -50,9 +50,8 @@ final class BenchmarkGuest {
   /// The memory as a plain pointer, for the limit.
   let base: UnsafeMutableRawPointer
 
-  init(regions count: Int) throws {
+  init(_ machine: Machine, regions count: Int) throws {
     share = BenchmarkGuest.byteCount / count
-    let machine = try Machine(MachineDescription(memory: .mib(64)))
     var cpu = try machine.claimCPU(0)
     let kernel = try HostKernel(machine: machine, on: &cpu)
     process = HostProcess(kernel: kernel)

@@ -6,25 +6,25 @@ internal import PMUnits
 
 extension BenchmarkCase {
   /// What a virtual machine does as a whole, through its public calls.
-  static var guestMapCases: [BenchmarkCase] {
+  static func guestMapCases(_ machine: BenchmarkMachines) -> [BenchmarkCase] {
     [
       BenchmarkCase(
         "dirty.clean", "KVM_GET_DIRTY_LOG of 1 GiB, all clean", unit: "us", bar: .atMost(10),
         goal: .atMost(4)
-      ) { try harvest(dirty: false) },
+      ) { try harvest(machine, dirty: false) },
       BenchmarkCase(
         "dirty.full", "KVM_GET_DIRTY_LOG of 1 GiB, all dirty, pages protected again", unit: "us",
         bar: .atMost(1000), goal: .atMost(300)
-      ) { try harvest(dirty: true) },
+      ) { try harvest(machine, dirty: true) },
       BenchmarkCase(
         "notifier.page", "invalidation of 512 mapped pages by the notifier, per page",
         bar: .ratio(1.3), goal: .ratio(1)
-      ) { try invalidate() },
+      ) { try invalidate(machine) },
     ]
   }
 
-  private static func harvest(dirty: Bool) throws -> Subject {
-    let guest = try BenchmarkVM(pageCount: 1 << 18)
+  private static func harvest(_ machine: BenchmarkMachines, dirty: Bool) throws -> Subject {
+    let guest = try BenchmarkVM(machine, pageCount: 1 << 18)
     let clock = ContinuousClock()
     return .figure {
       if dirty { try guest.dirtyAll() } else { try guest.harvest() }
@@ -40,8 +40,8 @@ extension BenchmarkCase {
     }
   }
 
-  private static func invalidate() throws -> Subject {
-    let guest = try BenchmarkVM(pageCount: 512)
+  private static func invalidate(_ machine: BenchmarkMachines) throws -> Subject {
+    let guest = try BenchmarkVM(machine, pageCount: 512)
     guard let radix = pm_limit_radix_create(16) else { throw BenchmarkVM.NoMemory() }
     let subject = Workload(
       operations: 512, before: { try? guest.dirtyAll() }, run: { guest.invalidate() })
@@ -72,10 +72,10 @@ final class BenchmarkVM {
   private let base: UInt64
   private var words: [UInt64]
 
-  init(pageCount: Int) throws {
+  init(_ machines: BenchmarkMachines, pageCount: Int) throws {
     self.pageCount = pageCount
     let byteCount = UInt64(pageCount) << 12
-    let machine = try Machine(MachineDescription(memory: ByteCount(2 * byteCount + (64 << 20))))
+    let machine = try machines(ByteCount(2 * byteCount + (64 << 20)))
     var cpu = try machine.claimCPU(0)
     let kernel = try HostKernel(machine: machine, on: &cpu)
     process = HostProcess(kernel: kernel)

@@ -35,7 +35,7 @@ extension BenchmarkCase {
     return pages * 4096
   }
 
-  static var machineCases: [BenchmarkCase] {
+  static func machineCases(_ machine: BenchmarkMachines) -> [BenchmarkCase] {
     [
       BenchmarkCase(
         "replay.ops", "operations of real-kernel traces per second", unit: "Mops/s",
@@ -45,6 +45,7 @@ extension BenchmarkCase {
         return .figure {
           var options = TraceReplayer.Options()
           options.passes = 3
+          options.refcountLayout = machine.refcountLayout
           var operations = 0
           var seconds = 0.0
           for file in files {
@@ -63,10 +64,9 @@ extension BenchmarkCase {
         bar: .atMost(1000), goal: .atMost(50)
       ) {
         .figure {
-          var machine: Machine?
-          let description = MachineDescription(memory: .tib(1))
-          let seconds = Stopwatch.seconds { machine = try? Machine(description) }
-          guard machine != nil else {
+          var made: Machine?
+          let seconds = Stopwatch.seconds { made = try? machine(.tib(1)) }
+          guard made != nil else {
             throw BenchmarkUnavailable(description: "1 TiB of address space is not to be had")
           }
           var status: Int32 = 0
@@ -83,7 +83,7 @@ extension BenchmarkCase {
       ) {
         .figure {
           let before = residentBytes()
-          let machine = try Machine(MachineDescription(memory: .tib(1)))
+          let machine = try machine(.tib(1))
           let grown = residentBytes() - before
           return withExtendedLifetime(machine) { (Double(grown) / 1024, nil) }
         }
@@ -93,7 +93,7 @@ extension BenchmarkCase {
         bar: .atMost(16), goal: .atMost(8.5)
       ) {
         .figure {
-          let machine = try Machine(MachineDescription(memory: .tib(1)))
+          let machine = try machine(.tib(1))
           return (Double(machine.metadataByteCount) / Double(machine.frames.frameCount), nil)
         }
       },

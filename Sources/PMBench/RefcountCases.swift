@@ -36,11 +36,7 @@ extension BenchmarkCase {
   @inline(never)
   static func keep(_ value: Int) {}
 
-  private static func machine(_ size: ByteCount, cpus: Int = 1) throws -> Machine {
-    try Machine(MachineDescription(memory: size, cpus: cpus))
-  }
-
-  static var refcountCases: [BenchmarkCase] {
+  static func refcountCases(_ machine: BenchmarkMachines) -> [BenchmarkCase] {
     [
       BenchmarkCase(
         "refcount.pair", "get and put of a hot frame", bar: .ratio(1.05), goal: .ratio(1)
@@ -114,11 +110,11 @@ extension BenchmarkCase {
       },
       BenchmarkCase(
         "refcount.cold", "get over random frames of 64 GiB", bar: .ratio(1.2), goal: .ratio(1)
-      ) { try coldFrames() },
+      ) { try coldFrames(machine) },
     ]
   }
 
-  private static func coldFrames() throws -> Subject {
+  private static func coldFrames(_ machine: BenchmarkMachines) throws -> Subject {
     let frames = try machine(.gib(64)).frames
     let frameCount = 16 << 20
     let sampled = 1 << 20

@@ -1,3 +1,5 @@
+public import PMFrames
+
 /// Something to be timed: `run` performs `operations` operations; `before` and `after` are not timed.
 public struct Workload {
   /// Operations in one `run`.
@@ -99,10 +101,15 @@ public struct BenchmarkCase {
     self.prepare = prepare
   }
 
-  /// All cases, or those whose name starts with one of these.
-  public static func all(_ groups: [String] = []) -> [BenchmarkCase] {
+  /// All cases, or those whose name starts with one of these; their machines lay out counts so. Bars are
+  /// meant for packed counts.
+  public static func all(
+    _ groups: [String] = [], refcountLayout: RefcountLayout = .packed
+  ) -> [BenchmarkCase] {
+    let machines = BenchmarkMachines(refcountLayout: refcountLayout)
     let cases =
-      refcountCases + allocatorCases + stage2Cases + guestCases + guestMapCases + machineCases
+      refcountCases(machines) + allocatorCases(machines) + stage2Cases + guestCases(machines)
+      + guestMapCases(machines) + machineCases(machines)
     return groups.isEmpty
       ? cases : cases.filter { item in groups.contains { item.name.hasPrefix($0 + ".") } }
   }

@@ -177,10 +177,12 @@ extension FrameTable {
   public func increment(from first: PFN, count: Int) -> Bool {
     guard count > 0 else { return true }
     _ = countWord(PFN(first.rawValue &+ UInt32(count - 1)))
-    let words = countWord(first)
+    var word = countWord(first)
+    let stride = 1 &<< counts.shift
     var isGood = true
     for offset in 0..<count {
-      let old = pm_refcount_fetch_inc_relaxed(words + offset)
+      let old = pm_refcount_fetch_inc_relaxed(word)
+      word += stride
       if UInt32(bitPattern: old &- 1) >= 0x7fff_fffe {
         isGood = raisedUnusually(PFN(first.rawValue &+ UInt32(offset)), from: old, by: 1) && isGood
       }

@@ -6,7 +6,8 @@ public import PMUnits
 ///
 /// 14 bytes of address space per frame (Linux: 64), mapped lazily; all zero means "never touched", so
 /// creating a table costs the same at any size. The parts are dense tables of their own: checking
-/// the counts of 512 frames reads 2 KiB.
+/// the counts of 512 frames reads 2 KiB. With ``RefcountLayout/strided`` counts a frame has 74 bytes,
+/// none of them reserved: a page of the host is taken for each 64 neighbours whose counts are written.
 ///
 /// Thread rules: count operations may run on any thread at any time, their order is in each
 /// comment. Links and states belong to the allocator.
@@ -16,7 +17,9 @@ public final class FrameTable: @unchecked Sendable {
 
   /// How many frames the table describes, from PFN 0.
   public let frameCount: Int
-  @usableFromInline package let counts: UnsafeMutablePointer<Int32>
+  /// How the counts are laid out.
+  public let refcountLayout: RefcountLayout
+  @usableFromInline package let counts: CountTable
   @usableFromInline package let links: UnsafeMutablePointer<pm_link>
   @usableFromInline package let states: UnsafeMutablePointer<UInt16>
   /// Pageblock types, stored XOR 1 so that zero is MOVABLE, as after boot.
@@ -30,7 +33,9 @@ public final class FrameTable: @unchecked Sendable {
   /// Maps the table of `frameCount` frames with room for `sentinelCount` list heads.
   ///
   /// Nothing is touched: the cost does not depend on the size.
-  package init(frameCount: Int, sentinelCount: Int) throws(HostError) {
+  package init(
+    frameCount: Int, sentinelCount: Int, layout: RefcountLayout = .packed
+  ) throws(HostError) {
     // A buddy may lie past the last frame, and an untouched link names the frame 1024 above or below
     // its own: the padding keeps such reads inside the mapping.
     let block = Order.maxBlockFrames
@@ -40,7 +45,7 @@ public final class FrameTable: @unchecked Sendable {
     let headBytes = pages(heads * 8)
     let linkBytes = pages((padded + block) * 8)
     let stateBytes = pages(padded * 2)
-    let countBytes = pages(padded * 4)
+    let countBytes = pages(padded * layout.stride)
     let blockBytes = pages(padded / Order.pageblockFrames)
     let mapping = try TableMapping(
       byteCount: headBytes + linkBytes + stateBytes + countBytes + 2 * blockBytes)
@@ -49,7 +54,10 @@ public final class FrameTable: @unchecked Sendable {
     cursor += linkBytes
     states = cursor.bindMemory(to: UInt16.self, capacity: padded)
     cursor += stateBytes
-    counts = cursor.bindMemory(to: Int32.self, capacity: padded)
+    refcountLayout = layout
+    counts = CountTable(
+      base: cursor.bindMemory(to: Int32.self, capacity: padded << layout.wordShift),
+      layout: layout)
     cursor += countBytes
     pageblocks = cursor.bindMemory(to: UInt8.self, capacity: padded / Order.pageblockFrames)
     cursor += blockBytes
@@ -75,7 +83,7 @@ public final class FrameTable: @unchecked Sendable {
   @inlinable @inline(__always)
   package func countWord(_ pfn: PFN) -> UnsafeMutablePointer<Int32> {
     if Int(pfn.rawValue) >= frameCount { outOfRange(pfn) }
-    return counts + Int(pfn.rawValue)
+    return counts[pfn]
   }
 
   @usableFromInline @inline(never)

@@ -124,7 +124,7 @@ extension CPU {
     let used = UInt32((bytes + 4095) >> 12)
     core.markUnusual(first, order: UInt32(order))
     for offset in stride(from: used - 1, to: 0, by: -1) {
-      pm_refcount_store_relaxed(core.counts + Int(first + offset), 1)
+      pm_refcount_store_relaxed(core.counts[first + offset], 1)
     }
     let zone = zone(of: first)
     let end = UInt32(1) << UInt32(order)
@@ -144,7 +144,7 @@ extension CPU {
     _ = checkedZone(of: pfn.rawValue, order: order)
     core.markUnusual(pfn.rawValue, order: UInt32(order))
     for offset in 1..<max(1, 1 << order) {
-      pm_refcount_store_relaxed(core.counts + Int(pfn.rawValue) + offset, 1)
+      pm_refcount_store_relaxed(core.counts[pfn + offset], 1)
     }
   }
 

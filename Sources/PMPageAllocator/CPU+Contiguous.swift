@@ -181,7 +181,7 @@ extension Core {
       else { return taken }
       for index in head..<(head + 1 << order) {
         setState(index, FrameState.touched)
-        pm_refcount_store_relaxed(counts + Int(index), 1)
+        pm_refcount_store_relaxed(counts[index], 1)
         taken.append(index)
       }
       cursor = head + 1 << order

@@ -18,7 +18,7 @@ extension CPU {
   public mutating func tryGetPage(_ pfn: PFN) -> Bool {
     let head = machine.frames.compoundHead(of: pfn)
     _ = zone(of: head.rawValue)
-    if pm_refcount_load_relaxed(core.counts + Int(head.rawValue)) <= 0 {
+    if pm_refcount_load_relaxed(core.counts[head.rawValue]) <= 0 {
       machine.findings.warnOnce("try_get_page on a page without references", pfn: head)
       return false
     }
@@ -30,7 +30,7 @@ extension CPU {
   @inline(__always)
   public mutating func getPageUnlessZero(_ pfn: PFN) -> Bool {
     _ = zone(of: pfn.rawValue)
-    return pm_refcount_inc_unless_zero_seq_cst(core.counts + Int(pfn.rawValue))
+    return pm_refcount_inc_unless_zero_seq_cst(core.counts[pfn.rawValue])
   }
 
   /// Drops a reference to the compound head and frees the page with the last one: a compound page
@@ -40,7 +40,7 @@ extension CPU {
   public mutating func putPage(_ pfn: PFN) {
     let head = machine.frames.compoundHead(of: pfn).rawValue
     let zone = zone(of: head)
-    if pm_refcount_dec_and_test_seq_cst(core.counts + Int(head)) {
+    if pm_refcount_dec_and_test_seq_cst(core.counts[head]) {
       freeLastReference(zone, head)
     } else {
       reportUnderflow(head)
@@ -51,7 +51,7 @@ extension CPU {
   public mutating func putPage(_ pfn: PFN, count: Int32) {
     let head = machine.frames.compoundHead(of: pfn).rawValue
     let zone = zone(of: head)
-    if pm_refcount_sub_and_test_seq_cst(core.counts + Int(head), count) {
+    if pm_refcount_sub_and_test_seq_cst(core.counts[head], count) {
       freeLastReference(zone, head)
     } else {
       reportUnderflow(head)
@@ -61,7 +61,7 @@ extension CPU {
   /// Sets this frame's count to 0 if it is `expected`. Mirrors `page_ref_freeze`.
   public mutating func freeze(_ pfn: PFN, expected: Int32) -> Bool {
     _ = zone(of: pfn.rawValue)
-    return pm_refcount_freeze_seq_cst(core.counts + Int(pfn.rawValue), expected)
+    return pm_refcount_freeze_seq_cst(core.counts[pfn.rawValue], expected)
   }
 
   /// Ends a freeze: stores `count` with release order. Mirrors `page_ref_unfreeze`.
@@ -78,7 +78,7 @@ extension CPU {
     for pfn in pfns {
       let head = machine.frames.compoundHead(of: pfn).rawValue
       let zone = zone(of: head)
-      guard pm_refcount_dec_and_test_seq_cst(core.counts + Int(head)) else {
+      guard pm_refcount_dec_and_test_seq_cst(core.counts[head]) else {
         reportUnderflow(head)
         continue
       }
@@ -146,7 +146,7 @@ extension CPU {
 
   @inline(never)
   func reportOverflow(_ index: UInt32) {
-    let count = pm_refcount_load_relaxed(core.counts + Int(index))
+    let count = pm_refcount_load_relaxed(core.counts[index])
     machine.findings.append(.refcountOverflow(pfn: PFN(index), count: count))
   }
 }

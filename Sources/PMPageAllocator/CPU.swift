@@ -144,7 +144,7 @@ public struct CPU: ~Copyable, @unchecked Sendable {
     // its cache miss overlaps with that of the count.
     pm_prefetch_write(core.link(index))
     let isHead = core.state(index) & FrameState.head != 0
-    if pm_refcount_dec_and_test_seq_cst(core.counts + Int(index)) {
+    if pm_refcount_dec_and_test_seq_cst(core.counts[index]) {
       noteFree(index, order: width)
       core.free(zone, index, order: width)
     } else {
@@ -193,12 +193,12 @@ public struct CPU: ~Copyable, @unchecked Sendable {
   @inline(__always)
   func noteFree(_ index: UInt32, order: UInt32) {
     if let pageFreeEvent {
-      pageFreeEvent(PFN(index), Int(order), pm_refcount_load_relaxed(core.counts + Int(index)))
+      pageFreeEvent(PFN(index), Int(order), pm_refcount_load_relaxed(core.counts[index]))
     }
   }
 
   func reportUnderflow(_ index: UInt32) {
-    let count = pm_refcount_load_relaxed(core.counts + Int(index))
+    let count = pm_refcount_load_relaxed(core.counts[index])
     if count < 0 {
       core.markUnusual(index)
       machine.findings.append(.refcountUnderflow(pfn: PFN(index), count: count))

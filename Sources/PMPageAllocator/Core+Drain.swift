@@ -78,7 +78,7 @@ extension Core {
       return DrainedRun(count: 0, isDescending: false, isClean: false)
     }
     var run = DrainedRun(count: 1, isDescending: false, isClean: true)
-    if first & ~FrameState.harmless != 0 || pm_refcount_load_relaxed(counts + Int(index)) != 0 {
+    if first & ~FrameState.harmless != 0 || pm_refcount_load_relaxed(counts[index]) != 0 {
       run.isClean = isCleanForDrain(index)
     } else if order <= 3, before == index &+ step || before == index &- step {
       run.isDescending = before != index &+ step
@@ -87,7 +87,7 @@ extension Core {
       var last = index
       while run.count < most, before == last &+ stride, Int32(bitPattern: before) >= 0,
         (state(before) ^ first) & ~FrameState.orderMask == 0,
-        pm_refcount_load_relaxed(counts + Int(before)) == 0
+        pm_refcount_load_relaxed(counts[before]) == 0
       {
         let beyond = previous(onPerCPUList: head, before)
         if next(beyond) != before { break }

@@ -133,7 +133,7 @@ extension Core {
     for half in [block, block &+ 512] {
       pm_prefetch_write(link(half))
       pm_prefetch_write(states + Int(half))
-      pm_prefetch_write(counts + Int(half))
+      pm_prefetch_write(counts[half])
     }
   }
 
@@ -277,7 +277,7 @@ extension Core {
   func fetchFrame(_ index: UInt32) {
     pm_prefetch_write(states + Int(index))
     pm_prefetch_write(link(index))
-    pm_prefetch_read(counts + Int(index))
+    pm_prefetch_read(counts[index])
   }
 
   /// Asks for the links that merging a frame will change: the neighbours on their lists of the blocks

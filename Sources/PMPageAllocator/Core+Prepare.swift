@@ -9,7 +9,7 @@ extension Core {
   /// Gives a block its first reference and what the request asks for. Mirrors `prep_new_page`.
   @inline(__always)
   func prepareNew(_ index: UInt32, order: UInt32, gfp: UInt32) {
-    pm_refcount_store_relaxed(counts + Int(index), 1)
+    pm_refcount_store_relaxed(counts[index], 1)
     if gfp & GFP.zero.rawValue != 0 || zeroesOnAllocation { zero(index, order: order) }
     if order > 0, gfp & GFP.comp.rawValue != 0 { makeCompound(index, order: order) }
   }
@@ -48,7 +48,7 @@ extension Core {
       (state ^ FrameState.touched)
       & ~(FrameState.orderMask | FrameState.migratetypeMask | FrameState.head)
     if order == 0 {
-      if first != 0 || (testsFirst && pm_refcount_load_relaxed(counts + Int(index)) != 0) {
+      if first != 0 || (testsFirst && pm_refcount_load_relaxed(counts[index]) != 0) {
         return prepareFreeSlow(index, order: order, testsFirst: testsFirst)
       }
       setState(index, FrameState.touched)
@@ -66,10 +66,10 @@ extension Core {
       // Cleared before the sweep: what is raised meanwhile is seen by it or noted after it.
       clearUnusual(index, order: order)
     }
-    let seen = pm_frames_sweep(states + Int(index) + 1, counts + Int(index) + 1, tails)
+    let seen = sweep(index &+ 1, frames: tails)
     let expected = FrameState.harmless | (isCompound ? FrameState.tail : 0)
     if UInt32(first) | seen & ~UInt32(expected) != 0
-      || (testsFirst && pm_refcount_load_relaxed(counts + Int(index)) != 0)
+      || (testsFirst && pm_refcount_load_relaxed(counts[index]) != 0)
     {
       if order >= 9 { markUnusual(index, order: order) }
       return prepareFreeSlow(index, order: order, testsFirst: testsFirst)
@@ -79,10 +79,21 @@ extension Core {
     return true
   }
 
+  /// What the states and counts of adjacent frames hold, see `pm_frames_sweep`.
+  @inline(__always)
+  private func sweep(_ index: UInt32, frames: Int) -> UInt32 {
+    let counts = counts
+    if counts.shift == 0 {
+      return pm_frames_sweep(states + Int(index), counts[index], frames)
+    }
+    return pm_frames_sweep_strided(
+      states + Int(index), counts[index], frames, UInt32(truncatingIfNeeded: counts.shift))
+  }
+
   /// Whether nothing about one frame is out of the ordinary.
   @inline(__always)
   private func isPlain(_ index: UInt32) -> Bool {
-    state(index) & ~FrameState.harmless == 0 && pm_refcount_load_relaxed(counts + Int(index)) == 0
+    state(index) & ~FrameState.harmless == 0 && pm_refcount_load_relaxed(counts[index]) == 0
   }
 
   /// Page by page, in the kernel's order.
@@ -181,7 +192,7 @@ extension Core {
       state & FrameState.detail != 0 ? details.takeUnretainedValue()[index] : PageDetails()
     let isBuddy = state & FrameState.buddy != 0
     let flags = flags(index)
-    let count = pm_refcount_load_relaxed(counts + Int(index))
+    let count = pm_refcount_load_relaxed(counts[index])
     var reason: String?
     if isBuddy || own.mapcount != -1 { reason = "nonzero mapcount" }
     if own.mapping != 0 || state & FrameState.tail != 0 { reason = "non-NULL mapping" }
@@ -212,7 +223,7 @@ extension Core {
   func isClean(_ index: UInt32, order: UInt32, blocks: UInt32) -> Bool {
     if order >= 9 { return isCleanLarge(index, order: order, blocks: blocks) }
     let frames = Int(blocks) << Int(order)
-    let seen = pm_frames_sweep(states + Int(index), counts + Int(index), frames)
+    let seen = sweep(index, frames: frames)
     return seen & ~UInt32(FrameState.harmless) == 0
   }
 
@@ -231,7 +242,7 @@ extension Core {
   private func sweepLarge(_ index: UInt32, order: UInt32) -> Bool {
     // Cleared before the sweep: what is raised meanwhile is seen by it or noted after it.
     clearUnusual(index, order: order)
-    let seen = pm_frames_sweep(states + Int(index), counts + Int(index), 1 << Int(order))
+    let seen = sweep(index, frames: 1 << Int(order))
     if seen & ~UInt32(FrameState.harmless) == 0 { return true }
     markUnusual(index, order: order)
     return false

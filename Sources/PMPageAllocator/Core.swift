@@ -28,7 +28,7 @@ struct TakenRun {
 struct CoreFields {
   var links: UnsafeMutablePointer<pm_link>
   var states: UnsafeMutablePointer<UInt16>
-  var counts: UnsafeMutablePointer<Int32>
+  var counts: CountTable
   var pageblocks: UnsafeMutablePointer<UInt8>
   var marks: UnsafeMutablePointer<UInt8>
   var zones: UnsafeMutablePointer<pm_zone>
@@ -78,7 +78,7 @@ struct Core {
 
   @inline(__always) var links: UnsafeMutablePointer<pm_link> { fields.pointee.links }
   @inline(__always) var states: UnsafeMutablePointer<UInt16> { fields.pointee.states }
-  @inline(__always) var counts: UnsafeMutablePointer<Int32> { fields.pointee.counts }
+  @inline(__always) var counts: CountTable { fields.pointee.counts }
   @inline(__always) var pageblocks: UnsafeMutablePointer<UInt8> { fields.pointee.pageblocks }
   @inline(__always) var marks: UnsafeMutablePointer<UInt8> { fields.pointee.marks }
   @inline(__always) var zones: UnsafeMutablePointer<pm_zone> { fields.pointee.zones }

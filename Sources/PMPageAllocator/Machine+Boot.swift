@@ -14,6 +14,7 @@ extension Machine {
     let configuration = try plan.arenaConfiguration(description)
     try self.init(
       shape: plan.shape, segments: plan.segments, arena: configuration, model: description.model,
+      refcountLayout: description.refcountLayout,
       zeroesOnAllocation: description.parameters.initOnAlloc)
     let core = core(cpu: 0)
     for segment in plan.segments {

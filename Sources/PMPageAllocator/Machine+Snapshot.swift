@@ -14,7 +14,8 @@ public struct MachineSnapshot: Sendable {
 }
 
 extension Machine {
-  /// Copies the allocator's state. The CPUs must be at rest. Costs 14 bytes per frame.
+  /// Copies the allocator's state. The CPUs must be at rest. Costs 14 bytes per frame, 74
+  /// where counts are strided.
   public func snapshot() -> MachineSnapshot {
     MachineSnapshot(
       table: Array(UnsafeRawBufferPointer(frames.storage)),

@@ -1,6 +1,6 @@
 internal import CPhysmemShim
 public import PMArena
-internal import PMFrames
+public import PMFrames
 public import PMUnits
 
 extension Machine {
@@ -10,7 +10,8 @@ extension Machine {
   /// needs its map. Throws ``MachineError/invalidState(_:)`` where the state contradicts itself, with
   /// the zone and the frame.
   public convenience init(
-    state: MachineState, backing: Backing = .memfd, model: KernelModel = .linux61
+    state: MachineState, backing: Backing = .memfd, model: KernelModel = .linux61,
+    refcountLayout: RefcountLayout = .packed
   ) throws(MachineError) {
     let segments = try StateLoader.segments(of: state)
     let end = segments.map { UInt64($0.start) + UInt64($0.count) }.max() ?? 0
@@ -21,7 +22,8 @@ extension Machine {
     let bytes = ((end << 12) + page - 1) / page * page
     try self.init(
       shape: state, segments: segments,
-      arena: ArenaConfiguration(byteCount: ByteCount(bytes), backing: backing), model: model)
+      arena: ArenaConfiguration(byteCount: ByteCount(bytes), backing: backing), model: model,
+      refcountLayout: refcountLayout)
     try StateLoader(machine: self, state: state).load()
     frames.adviseHugePages()
   }

@@ -68,7 +68,7 @@ public final class Machine: @unchecked Sendable {
   /// `shape` gives the scalars only.
   init(
     shape: MachineState, segments: [MachineSegment], arena configuration: ArenaConfiguration,
-    model: KernelModel, zeroesOnAllocation: Bool = false
+    model: KernelModel, refcountLayout: RefcountLayout, zeroesOnAllocation: Bool = false
   ) throws(MachineError) {
     let frameCount = Int(configuration.byteCount.rawValue >> 12)
     do { arena = try Arena(configuration) } catch { throw .arena(error) }
@@ -76,7 +76,7 @@ public final class Machine: @unchecked Sendable {
       frames = try FrameTable(
         frameCount: frameCount,
         sentinelCount: MachineRecords.listHeadCount(
-          zones: shape.zones.count, cpus: shape.cpuNodes.count))
+          zones: shape.zones.count, cpus: shape.cpuNodes.count), layout: refcountLayout)
       records = try MachineRecords(shape: shape, segments: segments)
       details = try PageDetailTable(frameCount: frameCount)
     } catch { throw .tables(error) }

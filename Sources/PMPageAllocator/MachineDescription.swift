@@ -1,4 +1,5 @@
 public import PMArena
+public import PMFrames
 public import PMUnits
 
 /// What a machine is to be: its memory, nodes and CPUs, and its kernel's settings.
@@ -37,6 +38,8 @@ public struct MachineDescription: Sendable {
   public var reservesHostMemory: Bool
   /// Which kernel's behaviour.
   public var model: KernelModel
+  /// How far apart the frames' reference counts stand: another speed, the same behaviour.
+  public var refcountLayout: RefcountLayout
 
   /// A machine with one node and one CPU unless told otherwise.
   public init(memory: ByteCount, cpus: Int = 1, backing: Backing = .memfd) {
@@ -54,6 +57,7 @@ public struct MachineDescription: Sendable {
     self.backing = backing
     reservesHostMemory = false
     model = .linux61
+    refcountLayout = .packed
   }
 
   // MARK: the layout

@@ -131,7 +131,7 @@ final class ReplayRun {
   private func begin(_ state: TraceState) throws(TraceError) {
     let machine: Machine
     do {
-      machine = try Machine(state: state.state)
+      machine = try Machine(state: state.state, refcountLayout: options.refcountLayout)
     } catch {
       switch error {
       case .invalidState(let message): throw malformed("state begin: \(message)")

@@ -1,3 +1,5 @@
+public import PMFrames
+
 /// Performs a trace of a real kernel's allocator and compares everything that it holds.
 ///
 /// The first pass reads the file line by line, performs each operation on a machine in the trace's
@@ -16,6 +18,9 @@ public struct TraceReplayer {
     public var measures: Bool = true
     /// How often the second pass is made; the fastest counts.
     public var passes: Int = 1
+
+    /// How the machine lays out the counts: the outcome does not depend on it.
+    public var refcountLayout: RefcountLayout = .packed
 
     /// The defaults: stop at the first mismatch, measure once.
     public init() {}

@@ -51,6 +51,7 @@ final class GuestWorld: @unchecked Sendable {
     var description = MachineDescription(
       memory: ByteCount(byteCount * 2 + (64 << 20)), cpus: plan.options.vcpus + 1)
     description.model.kvm = plan.era
+    description.refcountLayout = plan.options.refcountLayout
     machine = try Machine(description)
     var cpu = try machine.claimCPU(machine.cpuNodes.count - 1)
     ledger = plan.seed & 1 == 1 ? ReferenceLedger() : nil

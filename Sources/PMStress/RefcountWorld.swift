@@ -29,6 +29,7 @@ final class RefcountWorld: @unchecked Sendable {
       memory: ByteCount(max(plan.options.byteCount, 16 << 20)), cpus: plan.options.threads,
       backing: plan.options.backing.arenaBacking)
     description.model.kvm = plan.era
+    description.refcountLayout = plan.options.refcountLayout
     machine = try Machine(description)
     var cpu = try machine.claimCPU(0)
     cpu.drainLocalPages()

@@ -1,3 +1,4 @@
+public import PMFrames
 public import PMPageAllocator
 
 /// What is put under stress.
@@ -85,6 +86,8 @@ public struct StressOptions: Hashable, Codable, Sendable {
   public var guest: StressGuest = .software
   /// How KVM treats pages; nil: the eras in turn.
   public var era: KernelModel.KVM?
+  /// How the machine lays out its counts.
+  public var refcountLayout: RefcountLayout = .packed
   /// Injected faults.
   public var faults: StressFaults = StressFaults()
 

@@ -1,4 +1,5 @@
 internal import Foundation
+internal import PMFrames
 internal import PMPageAllocator
 internal import PMRealGuest
 
@@ -166,6 +167,7 @@ extension StressOptions {
     if seconds < StressOptions.noLimit { words += ["--seconds", "\(seconds)"] }
     if guest != .software { words += ["--guest", guest.rawValue] }
     if let era { words += ["--era", era.rawValue] }
+    if refcountLayout != .packed { words += ["--refcount-layout", refcountLayout.rawValue] }
     if let fail = faults.failPageAlloc {
       words += [
         "--fail-page-alloc",

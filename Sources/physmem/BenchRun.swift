@@ -1,6 +1,7 @@
 internal import ArgumentParser
 internal import Foundation
 internal import PMBench
+internal import PMFrames
 
 /// `physmem bench run`.
 struct BenchRun: ParsableCommand {
@@ -43,6 +44,9 @@ struct BenchRun: ParsableCommand {
   @Option(help: "Only cases whose name contains this.")
   var filter: String?
 
+  @Option(help: RefcountLayout.help)
+  var refcountLayout: RefcountLayout = .packed
+
   @Option(
     help: ArgumentHelp("Write tables of comma-separated values there.", valueName: "directory"),
     completion: .directory)
@@ -81,7 +85,8 @@ struct BenchRun: ParsableCommand {
       results.append(result)
       if !json { Output.line(BenchText.row(result)) }
     }
-    let report = BenchmarkReport(results, measurements: try measurements())
+    let report = BenchmarkReport(
+      results, measurements: try measurements(), refcountLayout: refcountLayout)
     // Standard output first: a disk that is full now does not take the result with it.
     if json {
       try Output.json(report)
@@ -100,7 +105,7 @@ struct BenchRun: ParsableCommand {
     var wanted = groups
     if groups.contains("alloc") { wanted.append("free") }
     if groups.contains("map") { wanted += ["stage2", "guest", "dirty", "notifier"] }
-    let cases = BenchmarkCase.all(wanted).filter { item in
+    let cases = BenchmarkCase.all(wanted, refcountLayout: refcountLayout).filter { item in
       filter.map { item.name.contains($0) } ?? true
     }
     guard !cases.isEmpty else { throw ValidationError("no case has such a name") }

@@ -1,4 +1,5 @@
 internal import ArgumentParser
+internal import PMFrames
 internal import PMReplay
 
 /// `physmem replay`.
@@ -26,6 +27,9 @@ struct Replay: ParsableCommand {
   @Flag(help: "Print the state after the last operation, in the format of traces.")
   var dumpState = false
 
+  @Option(help: RefcountLayout.help)
+  var refcountLayout: RefcountLayout = .packed
+
   func validate() throws {
     if json, dumpState { throw ValidationError("--dump-state prints text and excludes --json.") }
     if let until, until < 0 { throw ValidationError("--until \(until): expected 0 or more.") }
@@ -37,6 +41,7 @@ struct Replay: ParsableCommand {
     options.until = until
     options.keepsFinalState = dumpState
     options.passes = 3
+    options.refcountLayout = refcountLayout
     var reports: [ReplayReport] = []
     for trace in traces {
       let report: ReplayReport

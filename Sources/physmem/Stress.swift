@@ -1,6 +1,7 @@
 public import ArgumentParser
 internal import Dispatch
 internal import Foundation
+internal import PMFrames
 public import PMPageAllocator
 public import PMStress
 internal import PMUnits
@@ -69,6 +70,9 @@ struct Stress: ParsableCommand {
   @Option(help: "How KVM treats pages: A0, A, B or C; in turn if none is given.")
   var era: KernelModel.KVM?
 
+  @Option(help: RefcountLayout.help)
+  var refcountLayout: RefcountLayout = .packed
+
   @Flag(help: "Inject faults of every kind, seldom.")
   var faults = false
 
@@ -119,6 +123,7 @@ struct Stress: ParsableCommand {
     options.seconds = seconds ?? (iterations == nil ? 10 : StressOptions.noLimit)
     options.guest = guest
     options.era = era
+    options.refcountLayout = refcountLayout
     options.faults = faults ? .usual : StressFaults()
     if let failPageAlloc { options.faults.failPageAlloc = failPageAlloc }
     if let delayNotifier { options.faults.notifierDelay = delayNotifier }

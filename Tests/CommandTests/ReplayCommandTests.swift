@@ -31,6 +31,16 @@ import Testing
     #expect(run.lines[1] == "2000 operations, 0 mismatches")
   }
 
+  @Test func `Counts on lines of their own replay alike, and an unknown layout is refused`() throws
+  {
+    let run = try physmem("replay", "--refcount-layout", "strided", everything, hazards)
+    #expect(run.status == 0)
+    #expect(run.lines.last == "10000 operations, 0 mismatches")
+    let refused = try physmem("replay", "--refcount-layout", "wide", everything)
+    #expect(refused.status == 64)
+    #expect(refused.errors.contains("'wide'"))
+  }
+
   @Test func `Several traces are summed up`() throws {
     let run = try physmem("replay", everything, hazards)
     #expect(run.status == 0)

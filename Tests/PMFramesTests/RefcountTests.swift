@@ -7,17 +7,18 @@ import Testing
 
 @Suite("Reference counts")
 struct RefcountTests {
-  private let frames: FrameTable
-  private let machine: Machine
   private let pfn = PFN(0x1800)
 
-  init() throws {
-    machine = try Machine(MachineDescription(memory: .mib(32)))
-    frames = machine.frames
+  private func machine(_ layout: RefcountLayout) throws -> Machine {
+    var description = MachineDescription(memory: .mib(32))
+    description.refcountLayout = layout
+    return try Machine(description)
   }
 
-  @Test("Each operation leaves the count that the kernel's leaves")
-  func counts() {
+  @Test(
+    "Each operation leaves the count that the kernel's leaves", arguments: RefcountLayout.allCases)
+  func counts(_ layout: RefcountLayout) throws {
+    let frames = try machine(layout).frames
     frames.setRefcount(pfn, 1)
     #expect(frames.refcount(pfn) == 1)
     #expect(frames.increment(pfn))
@@ -35,8 +36,9 @@ struct RefcountTests {
     #expect(frames.refcount(pfn) == 0)
   }
 
-  @Test("Conditional operations refuse without a change")
-  func conditional() {
+  @Test("Conditional operations refuse without a change", arguments: RefcountLayout.allCases)
+  func conditional(_ layout: RefcountLayout) throws {
+    let frames = try machine(layout).frames
     frames.setRefcount(pfn, 0)
     #expect(!frames.getPageUnlessZero(pfn))
     #expect(!frames.tryGetPage(pfn))
@@ -51,8 +53,11 @@ struct RefcountTests {
     #expect(frames.refcount(pfn) == 3)
   }
 
-  @Test("A count wraps as two's complement, and the operation tells")
-  func wrapping() {
+  @Test(
+    "A count wraps as two's complement, and the operation tells", arguments: RefcountLayout.allCases
+  )
+  func wrapping(_ layout: RefcountLayout) throws {
+    let frames = try machine(layout).frames
     frames.setRefcount(pfn, .max)
     #expect(!frames.increment(pfn))
     #expect(frames.refcount(pfn) == .min)
@@ -65,8 +70,9 @@ struct RefcountTests {
     #expect(!frames.putAndTest(pfn), "-2 is not zero")
   }
 
-  @Test("A pin is 1024 references")
-  func pins() {
+  @Test("A pin is 1024 references", arguments: RefcountLayout.allCases)
+  func pins(_ layout: RefcountLayout) throws {
+    let frames = try machine(layout).frames
     frames.setRefcount(pfn, 1)
     #expect(!frames.mayBePinned(pfn))
     #expect(frames.pin(pfn))
@@ -76,8 +82,9 @@ struct RefcountTests {
     #expect(frames.refcount(pfn) == 1)
   }
 
-  @Test("Ranges and lists take one reference each")
-  func batches() {
+  @Test("Ranges and lists take one reference each", arguments: RefcountLayout.allCases)
+  func batches(_ layout: RefcountLayout) throws {
+    let frames = try machine(layout).frames
     let list = (0..<100).map { PFN(0x1800 + UInt32($0) * 7) }
     for pfn in list { frames.setRefcount(pfn, 1) }
     frames.setRefcount(list[40], 0)
@@ -92,8 +99,9 @@ struct RefcountTests {
     #expect((0..<512).allSatisfy { frames.refcount(PFN(0x1000 + $0)) == 1 })
   }
 
-  @Test("Two threads lose no reference")
-  func threads() {
+  @Test("Two threads lose no reference", arguments: RefcountLayout.allCases)
+  func threads(_ layout: RefcountLayout) throws {
+    let frames = try machine(layout).frames
     frames.setRefcount(pfn, 1)
     let table = frames
     let page = pfn
@@ -107,8 +115,11 @@ struct RefcountTests {
     #expect(frames.refcount(pfn) == 40_001)
   }
 
-  @Test("A reference raised from zero is found when a large block is freed")
-  func raisedTail() throws {
+  @Test(
+    "A reference raised from zero is found when a large block is freed",
+    arguments: RefcountLayout.allCases)
+  func raisedTail(_ layout: RefcountLayout) throws {
+    let machine = try machine(layout)
     var cpu = try machine.claimCPU(0)
     for order in [9, 10] {
       let block = try cpu.allocatePages(order: order, gfp: [.kernel, .noWarn])
@@ -122,6 +133,48 @@ struct RefcountTests {
       #expect(page.pfn == block + 300)
       #expect(page.reason == "nonzero _refcount")
       #expect(machine.whereabouts(of: block) == .used, "the block is leaked as a whole")
+    }
+  }
+
+  @Test("Counts stand as far apart as the layout says", arguments: RefcountLayout.allCases)
+  func stride(_ layout: RefcountLayout) throws {
+    let frames = try machine(layout).frames
+    #expect(frames.refcountLayout == layout)
+    let first = UnsafeRawPointer(frames.countWord(PFN(0)))
+    let last = UnsafeRawPointer(frames.countWord(PFN(0x1fff)))
+    #expect(Int(bitPattern: first) & 63 == 0, "line by line")
+    #expect(last - first == 0x1fff * layout.stride)
+    #expect(layout.stride == (layout == .packed ? 4 : 64))
+    // The table takes so much more or less, and no more is resident for it.
+    let packed = try machine(.packed).frames.byteCount
+    #expect(frames.byteCount - packed == 0x2000 * (layout.stride - 4))
+  }
+
+  @Test(
+    "Nothing that is done to a count is seen at its neighbours", arguments: RefcountLayout.allCases)
+  func neighbours(_ layout: RefcountLayout) throws {
+    let frames = try machine(layout).frames
+    let all = (0..<64).map { PFN(0x1400 + UInt32($0)) }
+    for (index, pfn) in all.enumerated() { frames.setRefcount(pfn, Int32(100 + index)) }
+    let middle = all[31]
+    let operations: [() -> Void] = [
+      { frames.setRefcount(middle, 7) }, { frames.increment(middle) }, { frames.decrement(middle) },
+      { frames.add(middle, 5) }, { frames.subtract(middle, 4) },
+      { _ = frames.incrementReturn(middle) }, { _ = frames.decrementReturn(middle) },
+      { _ = frames.putAndTest(middle) }, { _ = frames.add(middle, 9, unless: 0) },
+      { _ = frames.getPageUnlessZero(middle) }, { _ = frames.getPage(middle) },
+      { _ = frames.tryGetPage(middle) }, { frames.pin(middle) },
+      { _ = frames.unpinAndTest(middle) }, { frames.increment(from: middle, count: 1) },
+      { _ = frames.freeze(middle, expected: frames.refcount(middle)) },
+      { frames.unfreeze(middle, to: 40) },
+    ]
+    for (number, operation) in operations.enumerated() {
+      let before = frames.refcount(middle)
+      operation()
+      #expect(frames.refcount(middle) != before, "operation \(number)")
+      for (index, pfn) in all.enumerated() where pfn != middle {
+        #expect(frames.refcount(pfn) == Int32(100 + index), "operation \(number), frame \(pfn)")
+      }
     }
   }
 

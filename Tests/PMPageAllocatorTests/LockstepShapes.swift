@@ -79,7 +79,7 @@ enum LockstepShapes {
         state.zones[zone].pagesets[cpu].batch = Int32(rng.pick([1, 3, 7]))
       }
     }
-    return try Machine(state: state)
+    return try Machine(state: state, refcountLayout: description.refcountLayout)
   }
 
   /// Makes half of a free block of the highest order an isolated pageblock.

@@ -1,3 +1,4 @@
+import PMFrames
 import PMUnits
 import Testing
 
@@ -29,8 +30,9 @@ import Testing
     private mutating func runMachine(seed: UInt64) throws {
       var rng = SplitMix64(seed: seed)
       let length = min(steps - done, isHazardous ? 3000 : 5000 + rng.below(15000))
-      let description =
+      var description =
         isHazardous ? LockstepShapes.tiny(&rng) : LockstepShapes.random(&rng)
+      description.refcountLayout = runs % 2 == 0 ? .strided : .packed
       let pair = try LockstepPair(
         LockstepShapes.machine(description, &rng), isHazardous: isHazardous)
       spoil(pair.model)

@@ -7,9 +7,12 @@ import Testing
 /// Copies of a machine's state, and machines made from a state.
 @Suite struct SnapshotTests {
   /// A machine that random operations have mixed up, with a generator that knows what is held.
-  private func mixed(seed: UInt64, steps: Int) throws -> (LockstepPair, LockstepGenerator) {
+  private func mixed(
+    seed: UInt64, steps: Int, _ layout: RefcountLayout
+  ) throws -> (LockstepPair, LockstepGenerator) {
     var description = MachineDescription(memory: .mib(32), cpus: 2)
     description.parameters.minFreeKiB = 256
+    description.refcountLayout = layout
     let pair = try LockstepPair(Machine(description))
     var generator = LockstepGenerator(
       model: pair.model, isHazardous: false, rng: SplitMix64(seed: seed))
@@ -20,13 +23,16 @@ import Testing
     return (pair, generator)
   }
 
-  @Test func `A restored machine has the state it had and does the same again`() throws {
+  @Test(arguments: RefcountLayout.allCases)
+  func `A restored machine has the state it had and does the same again`(
+    _ layout: RefcountLayout
+  ) throws {
     let steps = RandomRun.steps(release: 20_000, debug: 2000)
     RandomRun.announce("SnapshotTests", steps: steps)
-    let (pair, generator) = try mixed(seed: RandomRun.seed, steps: steps)
+    let (pair, generator) = try mixed(seed: RandomRun.seed, steps: steps, layout)
     let machine = pair.machine
     let snapshot = machine.snapshot()
-    #expect(snapshot.byteCount > 14 * (32 << 8))
+    #expect(snapshot.byteCount > (10 + layout.stride) * (32 << 8))
     let state = machine.state(withMaps: true)
     let counts = (0..<(32 << 8)).map { machine.frames.refcount(PFN(UInt32($0))) }
 
@@ -52,12 +58,17 @@ import Testing
     #expect(machine.state(withMaps: true) == stateAfter)
   }
 
-  @Test func `A machine made from a state has that state and goes on alike`() throws {
+  @Test(arguments: RefcountLayout.allCases)
+  func `A machine made from a state has that state and goes on alike, whatever its counts' layout`(
+    _ layout: RefcountLayout
+  ) throws {
     let steps = RandomRun.steps(release: 20_000, debug: 2000)
     RandomRun.announce("SnapshotTests", steps: steps)
-    let (pair, _) = try mixed(seed: RandomRun.seed, steps: steps)
+    let (pair, _) = try mixed(seed: RandomRun.seed, steps: steps, layout)
     let state = pair.machine.state(withMaps: true)
-    let copy = try Machine(state: state)
+    let other: RefcountLayout = layout == .packed ? .strided : .packed
+    let copy = try Machine(state: state, refcountLayout: other)
+    #expect(copy.frames.refcountLayout == other)
     #expect(copy.state(withMaps: true) == state)
     #expect(copy.invariantViolations() == [])
     var cpu = try copy.claimCPU(0)

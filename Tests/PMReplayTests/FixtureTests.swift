@@ -1,4 +1,5 @@
 import Foundation
+import PMFrames
 import PMReplay
 import Testing
 
@@ -20,6 +21,17 @@ import Testing
     #expect(report.operationsPerSecond > 0)
     #expect(report.file == fixture.path)
     #expect(report.finalState == nil)
+  }
+
+  @Test(arguments: [Fixture.everything, .hazards])
+  func `Counts on lines of their own change nothing`(_ fixture: Fixture) throws {
+    let packed = try TraceReplayer.replay(fixture.path, options: .comparing)
+    var options = TraceReplayer.Options.comparing
+    options.refcountLayout = .strided
+    let strided = try TraceReplayer.replay(fixture.path, options: options)
+    #expect(strided.mismatches == 0)
+    #expect(strided.compared == packed.compared)
+    #expect(strided.findings == packed.findings)
   }
 
   @Test func `All traces of the oracle replay without a mismatch`() throws {

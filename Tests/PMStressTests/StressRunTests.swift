@@ -1,4 +1,5 @@
 import Foundation
+import PMFrames
 import PMPageAllocator
 import Testing
 
@@ -62,6 +63,16 @@ import Testing
     }
   }
 
+  @Test(arguments: StressKind.allCases)
+  func `Counts on lines of their own stand it`(_ kind: StressKind) {
+    let report = run(kind) {
+      $0.refcountLayout = .strided
+      $0.seconds = 0.3
+    }
+    #expect(report.failures == [])
+    #expect(report.operations > 100, "nothing was done")
+  }
+
   @Test func `A round ends after its iterations`() {
     let report = run(.alloc) {
       $0.iterations = 20_000
@@ -103,11 +114,13 @@ import Testing
     options.faults = .usual
     options.era = .a0
     options.backing = .shmem
+    options.refcountLayout = .strided
     let failure = StressFailure(kind: .dirty, seed: 42, thread: nil, step: nil, message: "")
     #expect(
       options.command(for: failure)
         == "physmem stress dirty --seed 42 -v 2 -t 2 -b 67108864 -s shmem --seconds 10.0 "
-        + "--era A0 --fail-page-alloc 97,50,0,-1 --delay-notifier 50 --kill-vcpu 20000")
+        + "--era A0 --refcount-layout strided --fail-page-alloc 97,50,0,-1 --delay-notifier 50 --kill-vcpu 20000"
+    )
   }
 
   @Test func `Options out of range are refused`() {
