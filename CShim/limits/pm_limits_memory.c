@@ -15,6 +15,14 @@ void pm_limit_shared_pairs(int32_t *counts, size_t stride, uint32_t mask, uint32
   }
 }
 
+void pm_limit_hand_over(uint32_t *word, uint32_t side, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    while ((__atomic_load_n(word, __ATOMIC_ACQUIRE) & 1) != side) {
+    }
+    __atomic_fetch_add(word, 1, __ATOMIC_RELEASE);
+  }
+}
+
 static size_t faults(void) {
   struct rusage usage;
   if (getrusage(RUSAGE_THREAD, &usage) != 0) return 0;

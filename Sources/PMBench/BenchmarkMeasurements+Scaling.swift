@@ -10,15 +10,18 @@ extension BenchmarkMeasurements {
   /// `alloc.pair` allocates and frees a block again and again, `alloc.bulk` allocates single frames only
   /// (freeing is not timed), `refcount.own` has a line per thread and `refcount.shared` one page for all,
   /// `stage2.map` installs pages into one table, each thread into its own part of the guest.
+  ///
+  /// `line.transfer` stands beside them where there are two threads: how often a second a line goes from
+  /// one CPU to the other. It says how near the CPUs are to each other, which in a virtual machine may
+  /// change from minute to minute, and whatever shares a lock changes with it.
   mutating func measureScaling(
     _ options: Options, _ crew: BenchmarkCrew, _ progress: (String) -> Void
   ) throws {
     // The kernel counts idle time in ticks of 10 ms.
     let seconds = max(options.seconds, 0.1)
     var isIdleKnown = true
-    let counts = options.threadCounts(crew)
     for name in ScalingField.names {
-      for threads in counts {
+      for threads in options.threadCounts(crew) where threads == 2 || name != "line.transfer" {
         progress("scaling: \(name), \(threads) threads")
         let field = try ScalingField(threads: threads, quick: options.quick)
         let workloads = try field.workloads(name)
@@ -41,7 +44,7 @@ extension BenchmarkMeasurements {
 private final class ScalingField {
   static let names = [
     "alloc.pair.o0", "alloc.bulk.o0", "alloc.pair.o9", "refcount.own", "refcount.shared",
-    "stage2.map",
+    "stage2.map", "line.transfer",
   ]
 
   private let machine: Machine
@@ -65,6 +68,7 @@ private final class ScalingField {
     case "refcount.own": (0..<threads).map { references(PFN(UInt32(0x2000 + 64 * $0))) }
     case "refcount.shared": (0..<threads).map { _ in references(PFN(0x2000)) }
     case "stage2.map": try maps()
+    case "line.transfer": handovers()
     default: preconditionFailure("no benchmark \(name)")
     }
   }
@@ -107,6 +111,14 @@ private final class ScalingField {
     }
   }
 
+  private func handovers() -> [Workload] {
+    let line = SharedLine()
+    let steps = 500
+    return (0..<2 as Range<UInt32>).map { side in
+      Workload(operations: steps) { pm_limit_hand_over(line.word, side, steps) }
+    }
+  }
+
   private func maps() throws -> [Workload] {
     let table = try Stage2Table()
     let count = batch
@@ -134,4 +146,17 @@ private final class ScalingField {
         })
     }
   }
+}
+
+/// A word with a line of its own, which lives as long as the workloads that use it.
+private final class SharedLine {
+  let word: UnsafeMutablePointer<UInt32>
+
+  init() {
+    word = UnsafeMutableRawPointer.allocate(byteCount: 128, alignment: 128)
+      .bindMemory(to: UInt32.self, capacity: 32)
+    word.initialize(repeating: 0, count: 32)
+  }
+
+  deinit { word.deallocate() }
 }

@@ -66,7 +66,8 @@ private let threadCounts = (try? Host.allowedCPUs().count) ?? 1 > 1 ? [1, 2] : [
     ]
     #expect(
       measured.scaling.map { "\($0.name) \($0.threads)" }
-        == names.flatMap { name in threadCounts.map { "\(name) \($0)" } })
+        == names.flatMap { name in threadCounts.map { "\(name) \($0)" } }
+        + threadCounts.dropFirst().map { "line.transfer \($0)" })
     for point in measured.scaling {
       #expect(point.operationsPerSecond > 0)
       #expect(point.idlePercent >= 0 && point.idlePercent <= 100)

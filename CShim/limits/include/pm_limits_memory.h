@@ -11,6 +11,10 @@
 void pm_limit_shared_pairs(int32_t *_Nonnull counts, size_t stride, uint32_t mask, uint32_t thread,
                            size_t n);
 
+/// `n` times: waits until the word is even (`side` 0) or odd (1), and adds 1 to it. Two threads, one on
+/// each side, hand the word's line to and fro; each step is one transfer.
+void pm_limit_hand_over(uint32_t *_Nonnull word, uint32_t side, size_t n);
+
 /// Writes a word to each 4 KiB of memory, in order. Returns how many page faults that took, as the
 /// kernel counted them for this thread.
 size_t pm_limit_touch(void *_Nonnull base, size_t bytes);
