@@ -33,33 +33,7 @@ extension Core {
     if order == 0 { pageset.pointee.hint_top &-= 1 }
     let count = pageset.pointee.count &- (1 << Int32(order))
     pageset.pointee.count = count
-    if count == Core.refillDistance { fetchZone(zone, type: type) }
     return index
-  }
-
-  /// How many frames the CPU has left when it asks for the zone's lines.
-  static var refillDistance: Int32 { 10 }
-
-  /// Asks for the lines that the next refill writes. Another CPU wrote them last; so they come in
-  /// together, while the last frames are handed out, and not one after another under the lock. The
-  /// block to be taken is looked up without the lock: a guess that may be wrong by then.
-  @inline(never)
-  private func fetchZone(_ zone: UnsafeMutablePointer<pm_zone>, type: UInt8) {
-    pm_prefetch_write(zone)
-    pm_prefetch_write(&zone.pointee.nr_free_pages)
-    pm_prefetch_write(link(freeList(zone, order: 0, type: type)))
-    pm_prefetch_write(link(freeList(zone, order: 8, type: type)))
-    let orders = nonemptyOrders(zone, type: type)
-    guard orders != 0 else { return }
-    let head = freeList(
-      zone, order: UInt32(truncatingIfNeeded: orders.trailingZeroBitCount), type: type)
-    let block = pm_link_next_load_relaxed(link(head)) &+ head &+ 1024
-    guard Int(block) &+ 64 < frameLimit else { return }
-    pm_prefetch_write(link(block))
-    pm_prefetch_write(states + Int(block))
-    // Where the run ends and the rest of the block begins.
-    pm_prefetch_write(link(block &+ 63))
-    pm_prefetch_write(states + Int(block) + 63)
   }
 
   /// Fills a list of the CPU from the buddy lists. Takes the lock. Mirrors `rmqueue_bulk`.
@@ -77,6 +51,7 @@ extension Core {
     var runCount = 0
     var taken: UInt32 = 0
     pm_lock_acquire(&zone.pointee.lock)
+    fetchZone(zone, type: type)
     while taken < wanted {
       var run = takeRun(zone, order: order, type: type, atMost: wanted - taken)
       if run.count == 0, steal(zone, order: order, type: type, flags: flags) {
@@ -91,7 +66,31 @@ extension Core {
     if taken > 0 { addFreePages(zone, pageset, -Int32(taken << order)) }
     pm_lock_release(&zone.pointee.lock)
     for run in 0..<runCount {
+      if order == 0 { fetchCounts(runs[run]) }
       linkRun(pageset, head, runs[run], order: order, type: type)
+    }
+  }
+
+  /// Asks for the lines of a zone that a refill writes: another CPU wrote them last, and so they come in
+  /// together. Under the lock, not before: who asks for them earlier takes them from the holder, who then
+  /// has to fetch them back.
+  @inline(__always)
+  private func fetchZone(_ zone: UnsafeMutablePointer<pm_zone>, type: UInt8) {
+    pm_prefetch_write(&zone.pointee.nr_free_pages)
+    pm_prefetch_write(link(freeList(zone, order: 0, type: type)))
+    pm_prefetch_write(link(freeList(zone, order: 8, type: type)))
+  }
+
+  /// Asks for the lines of the counts of a run, to write: the test that follows would fetch them to read,
+  /// and each first store would have to ask again. The lines at the run's ends are left alone: there the
+  /// neighbours' counts are, which another CPU is handing out.
+  @inline(__always)
+  private func fetchCounts(_ run: TakenRun) {
+    let end = run.start &+ run.count
+    var index = (run.start &+ 15) & ~15
+    while index &+ 16 <= end {
+      pm_prefetch_write(counts + Int(index))
+      index &+= 16
     }
   }
 
