@@ -1,3 +1,5 @@
+internal import PMFrames
+
 /// Reports from before and after beside each other: which cases changed, and which differences are noise.
 ///
 /// Of a case with a limit the rounds' ratios to it are compared, so that a machine that runs slower as a
@@ -94,7 +96,7 @@ public struct BenchmarkComparison: Hashable, Sendable {
   public let onlyBefore: [String]
   /// Names of cases from after that not every report from before has.
   public let onlyAfter: [String]
-  /// What the two machines differ in, as `processor: A before, B after`.
+  /// What the two machines, real and modelled, differ in, as `processor: A before, B after`.
   public let machineDifferences: [String]
 
   /// Cases that are slower by the threshold or more.
@@ -125,7 +127,7 @@ public struct BenchmarkComparison: Hashable, Sendable {
     }
     machineDifferences =
       before.flatMap { old in
-        after.flatMap { BenchmarkComparison.differences(old.machine, $0.machine) }
+        after.flatMap { BenchmarkComparison.differences(old, $0) }
       }.unique
     let pairs = before.flatMap { old in
       after.map { BenchmarkComparison.judged(names, old, $0, options) }
@@ -184,13 +186,17 @@ public struct BenchmarkComparison: Hashable, Sendable {
   }
 
   private static func differences(
-    _ before: BenchmarkReport.Machine, _ after: BenchmarkReport.Machine
+    _ reportBefore: BenchmarkReport, _ reportAfter: BenchmarkReport
   ) -> [String] {
-    let facts = [
+    let (before, after) = (reportBefore.machine, reportAfter.machine)
+    var facts = [
       ("processor", before.model, after.model), ("processors", "\(before.cpus)", "\(after.cpus)"),
       ("memory", "\(before.memory) bytes", "\(after.memory) bytes"),
       ("kernel", before.kernel, after.kernel),
     ]
+    if let old = reportBefore.refcountLayout, let new = reportAfter.refcountLayout {
+      facts.append(("counts", old.rawValue, new.rawValue))
+    }
     return facts.filter { $0.1 != $0.2 }.map { "\($0.0): \($0.1) before, \($0.2) after" }
   }
 }

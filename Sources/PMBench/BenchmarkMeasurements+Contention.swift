@@ -6,22 +6,21 @@ internal import PMUnits
 extension BenchmarkMeasurements {
   /// Threads × pages × layout: get and put pairs over shared pages, ours and plain C in turn.
   ///
-  /// `strided` gives every count a line of its own: its pages are 16 frames apart, and 16 counts of 4
-  /// bytes fill a line. Each thread visits the pages in an order of its own, every page once per round of
-  /// all of them.
+  /// The layouts are those of ``RefcountLayout``. Each thread visits the pages in an order of its own,
+  /// every page once per round of all of them.
   mutating func measureContention(
     _ options: Options, _ crew: BenchmarkCrew, _ progress: (String) -> Void
   ) throws {
-    let field = try SharedCounts()
     let rounds = options.quick ? 3 : 9
     let spell = options.seconds / Double(2 * rounds)
-    for layout in SharedCounts.Layout.allCases {
+    for layout in RefcountLayout.allCases {
+      let field = try SharedCounts(layout)
       for pages in [1, 8, 64, SharedCounts.mostPages] {
         for threads in options.threadCounts(crew) {
           progress("contention: \(threads) threads, \(pages) pages, \(layout.rawValue)")
-          field.prepare(pages: pages, layout)
-          let subjects = (0..<threads).map { field.subject(pages: pages, layout, thread: $0) }
-          let limits = (0..<threads).map { field.limit(pages: pages, layout, thread: $0) }
+          field.prepare(pages: pages)
+          let subjects = (0..<threads).map { field.subject(pages: pages, thread: $0) }
+          let limits = (0..<threads).map { field.limit(pages: pages, thread: $0) }
           var rates: [Double] = []
           var limitRates: [Double] = []
           // One round that does not count brings the lines in.
@@ -46,17 +45,6 @@ extension BenchmarkMeasurements {
 
 /// Counts that threads share: those of a machine, and as many plain words beside them.
 final class SharedCounts {
-  /// How the counts of neighbouring pages lie.
-  enum Layout: String, CaseIterable {
-    /// Next to each other, 16 to a line.
-    case packed
-    /// Each on a line of its own.
-    case strided
-
-    /// Words from one page's count to the next page's.
-    var stride: Int { self == .packed ? 1 : 16 }
-  }
-
   static let mostPages = 4096
   /// The first page; its count begins a line.
   static let first = PFN(0x2000)
@@ -64,22 +52,22 @@ final class SharedCounts {
   private let machine: Machine
   let frames: FrameTable
   private let words: UnsafeMutablePointer<Int32>
+  /// Words from one page's count to the next page's.
+  private let stride: Int
 
-  init() throws {
-    machine = try Machine(MachineDescription(memory: .mib(512)))
+  init(_ layout: RefcountLayout) throws {
+    var description = MachineDescription(memory: .mib(512))
+    description.refcountLayout = layout
+    machine = try Machine(description)
     frames = machine.frames
-    let count = SharedCounts.mostPages * Layout.strided.stride
+    stride = layout == .packed ? 1 : 16
+    let count = SharedCounts.mostPages * stride
     words = UnsafeMutableRawPointer.allocate(byteCount: count * 4, alignment: 4096)
       .bindMemory(to: Int32.self, capacity: count)
     words.initialize(repeating: 1, count: count)
   }
 
   deinit { words.deallocate() }
-
-  /// The `index`-th page.
-  static func page(_ index: Int, _ layout: Layout) -> PFN {
-    PFN(first.rawValue &+ UInt32(truncatingIfNeeded: index &* layout.stride))
-  }
 
   /// The page after this one in the thread's order, which visits `mask` + 1 pages, a power of two, once
   /// each before it begins anew.
@@ -89,23 +77,22 @@ final class SharedCounts {
   }
 
   /// Gives each page its count of 1.
-  func prepare(pages: Int, _ layout: Layout) {
-    for index in 0..<pages { frames.setRefcount(SharedCounts.page(index, layout), 1) }
+  func prepare(pages: Int) {
+    for index in 0..<pages { frames.setRefcount(SharedCounts.first + index, 1) }
   }
 
   /// A get and a put of every page, in the thread's order. pre: `pages` is a power of two.
-  func subject(pages: Int, _ layout: Layout, thread: Int) -> Workload {
+  func subject(pages: Int, thread: Int) -> Workload {
     let frames = frames
     let mask = UInt32(pages - 1)
     let thread = UInt32(truncatingIfNeeded: thread)
-    let stride = UInt32(layout.stride)
     let first = SharedCounts.first.rawValue
     let operations = SharedCounts.mostPages
     return Workload(operations: operations) {
       var index = thread & mask
       var dead = 0
       for _ in 0..<operations {
-        let pfn = PFN(first &+ index &* stride)
+        let pfn = PFN(first &+ index)
         frames.increment(pfn)
         if frames.putAndTest(pfn) { dead += 1 }
         index = SharedCounts.next(index, thread: thread, mask: mask)
@@ -115,12 +102,12 @@ final class SharedCounts {
   }
 
   /// The same in plain C on the plain words.
-  func limit(pages: Int, _ layout: Layout, thread: Int) -> Workload {
-    let words = words
+  func limit(pages: Int, thread: Int) -> Workload {
+    let (words, stride) = (words, stride)
     let operations = SharedCounts.mostPages
     return Workload(operations: operations) {
       pm_limit_shared_pairs(
-        words, layout.stride, UInt32(pages - 1), UInt32(truncatingIfNeeded: thread), operations)
+        words, stride, UInt32(pages - 1), UInt32(truncatingIfNeeded: thread), operations)
     }
   }
 }

@@ -141,7 +141,7 @@ private final class ModelBench {
 
   init(_ byteCount: UInt64) throws {
     pageCount = Int(byteCount >> 12)
-    guest = try BenchmarkVM(pageCount: pageCount)
+    guest = try BenchmarkVM(.packed, pageCount: pageCount)
     try guest.dirtyAll()
   }
 

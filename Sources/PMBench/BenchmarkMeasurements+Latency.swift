@@ -82,7 +82,7 @@ private enum LatencySubject {
   }
 
   static func reads(_ watch: OperationWatch) throws -> Latency {
-    let guest = try BenchmarkGuest(regions: 8)
+    let guest = try BenchmarkGuest(BenchmarkMachines.packed(.mib(64)), regions: 8)
     guest.bind()
     var random = SplitMix64(seed: 11)
     let addresses = (0..<OperationWatch.batch).map { _ in
@@ -97,7 +97,7 @@ private enum LatencySubject {
   }
 
   static func invalidations(_ watch: OperationWatch) throws -> Latency {
-    let guest = try BenchmarkVM(pageCount: OperationWatch.batch)
+    let guest = try BenchmarkVM(.packed, pageCount: OperationWatch.batch)
     try guest.dirtyAll()
     return watch.time(
       "notifier.page", before: { try? guest.dirtyAll() },

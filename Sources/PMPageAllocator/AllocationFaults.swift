@@ -32,13 +32,13 @@ struct AllocationFaultState {
   private var space = 0
   private var times = 0
   private var calls = 0
-  private var random: UInt64 = 0
+  private var random: SplitMix64
 
   /// Nothing used up yet.
   init(_ faults: AllocationFaults?, seed: UInt64) {
     space = faults?.space ?? 0
     times = faults?.times ?? 0
-    random = seed
+    random = SplitMix64(seed: seed)
   }
 
   /// Whether an allocation of 2^order frames fails. Mirrors `should_fail`: the budget first, then the
@@ -57,15 +57,8 @@ struct AllocationFaultState {
     return true
   }
 
-  /// A number from 0 to 99: SplitMix64.
-  private mutating func nextPercent() -> Int {
-    random &+= 0x9e37_79b9_7f4a_7c15
-    var mixed = random
-    mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
-    mixed ^= mixed >> 31
-    return Int((mixed >> 32) % 100)
-  }
+  /// A number from 0 to 99.
+  private mutating func nextPercent() -> Int { Int((random.next() >> 32) % 100) }
 }
 
 extension CPU {

@@ -87,10 +87,11 @@ extension Core {
   @inline(__always)
   private func fetchCounts(_ run: TakenRun) {
     let end = run.start &+ run.count
-    var index = (run.start &+ 15) & ~15
-    while index &+ 16 <= end {
-      pm_prefetch_write(counts + Int(index))
-      index &+= 16
+    let perLine = UInt32(16) &>> UInt32(truncatingIfNeeded: counts.shift)
+    var index = (run.start &+ perLine &- 1) & ~(perLine &- 1)
+    while index &+ perLine <= end {
+      pm_prefetch_write(counts[index])
+      index &+= perLine
     }
   }
 

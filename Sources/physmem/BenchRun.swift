@@ -76,6 +76,9 @@ struct BenchRun: ParsableCommand {
 
   func run() throws {
     let cases = try wanted()
+    if measure?.groups.contains(.allocators) == true {
+      BenchmarkMeasurements.restartWithRoomForPeers()
+    }
     let files = try OutputFiles.checked { try BenchFiles(csv: csv, html: html) }
     let runner = BenchmarkRunner(rounds: rounds)
     var results: [BenchmarkResult] = []

@@ -1,4 +1,5 @@
 import Foundation
+import PMUnits
 import Testing
 
 @testable import PMConform
@@ -37,22 +38,19 @@ enum ConformFixture {
 
 /// A small generator whose whole state is its seed (SplitMix64).
 struct ConformRandom {
-  private var state: UInt64
+  private var numbers: SplitMix64
 
   /// `PHYSMEM_SEED`, or another one each time; prints how to repeat the run.
   init(_ test: String) {
-    state =
+    let seed =
       ProcessInfo.processInfo.environment["PHYSMEM_SEED"].flatMap { UInt64($0) }
       ?? UInt64.random(in: 1...999_999_999)
-    print("\(test): seed \(state); replay: env PHYSMEM_SEED=\(state) swift test --filter \(test)")
+    print("\(test): seed \(seed); replay: env PHYSMEM_SEED=\(seed) swift test --filter \(test)")
+    numbers = SplitMix64(seed: seed)
   }
 
   mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var value = state
-    value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    value = (value ^ (value >> 27)) &* 0x94d0_49bb_1331_11eb
-    return value ^ (value >> 31)
+    numbers.next()
   }
 
   mutating func below(_ bound: Int) -> Int { Int(next() % UInt64(bound)) }

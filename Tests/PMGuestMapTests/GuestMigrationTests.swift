@@ -117,14 +117,14 @@ import Testing
         slot: 1, flags: 0, guestPhysicalAddress: Self.gpa, memorySize: 8 << 12,
         userspaceAddress: base), on: &cpu)
     let vcpu = try VCPU(vm)
-    // The VM's notifier stands first, so that the guest faults when its entry of page 2 is gone.
     let neighbour = FaultingNeighbour(vcpu, at: Self.gpa + 3 << 12)
-    process.register(neighbour)
     #expect(vcpu.read(Self.gpa + 2 << 12, byteCount: 8, on: &cpu) == .done(3))
     // The guest's first fault has brought the neighbours along; page 3 has to be faulted for again.
     let other = base + 3 << 12
     try process.discard(other..<other + 4096, on: &cpu)
     try process.write32(other, 4, on: &cpu)
+    // The VM's notifier stands first, so that the guest faults when its entry of page 2 is gone.
+    process.register(neighbour)
     let page = base + 2 << 12
     #expect(process.migrate(page..<page + 1, on: &cpu).moved == 1)
     #expect(neighbour.results == [.done(4)])

@@ -1,4 +1,5 @@
 import Foundation
+import PMUnits
 
 /// A small generator whose whole state is its seed (SplitMix64), so that a run can be replayed.
 struct MemslotRandom: RandomNumberGenerator {
@@ -7,20 +8,17 @@ struct MemslotRandom: RandomNumberGenerator {
     ProcessInfo.processInfo.environment["PHYSMEM_SEED"].flatMap { UInt64($0) }
     ?? UInt64.random(in: 1...999_999_999)
 
-  private var state: UInt64
+  private var numbers: SplitMix64
 
   /// The generator of one test; prints how to repeat its run.
   init(_ test: String) {
-    state = MemslotRandom.seed
-    print("\(test): seed \(state); replay: env PHYSMEM_SEED=\(state) swift test --filter \(test)")
+    let seed = MemslotRandom.seed
+    numbers = SplitMix64(seed: seed)
+    print("\(test): seed \(seed); replay: env PHYSMEM_SEED=\(seed) swift test --filter \(test)")
   }
 
   mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var value = state
-    value = (value ^ (value >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    value = (value ^ (value >> 27)) &* 0x94d0_49bb_1331_11eb
-    return value ^ (value >> 31)
+    numbers.next()
   }
 
   mutating func below(_ bound: Int) -> Int { Int(next() % UInt64(bound)) }

@@ -50,7 +50,7 @@ import Testing
 
   /// Writes rising numbers into one word of each page and expects to read what it wrote last.
   private static func access(
-    _ process: HostProcess, _ base: UInt64, steps: Int, _ random: inout SplitMix,
+    _ process: HostProcess, _ base: UInt64, steps: Int, _ random: inout SplitMix64,
     _ shared: Shared, _ cpu: inout CPU
   ) throws {
     var last = [UInt32](repeating: 0, count: Int(pages))
@@ -69,7 +69,7 @@ import Testing
 
   /// Writes through pins into another word of each page, as a device does, and expects the same.
   private static func pin(
-    _ process: HostProcess, _ base: UInt64, steps: Int, _ random: inout SplitMix,
+    _ process: HostProcess, _ base: UInt64, steps: Int, _ random: inout SplitMix64,
     _ shared: Shared, _ cpu: inout CPU
   ) throws {
     var last = [UInt32](repeating: 0, count: Int(pages))
@@ -102,7 +102,7 @@ import Testing
 
   /// Forks and looks at the child's pages, some of which it writes to.
   private static func fork(
-    _ process: HostProcess, _ base: UInt64, rounds: Int, _ random: inout SplitMix,
+    _ process: HostProcess, _ base: UInt64, rounds: Int, _ random: inout SplitMix64,
     _ shared: Shared, _ cpu: inout CPU
   ) throws {
     for round in 0..<rounds where shared.isBusy {
@@ -145,7 +145,7 @@ import Testing
     let shared = Shared(threads: 3)
     let group = DispatchGroup()
     start(machine, 0, group, shared) { cpu in
-      var random = SplitMix(seed: seed)
+      var random = SplitMix64(seed: seed)
       // At least one round, however late this thread comes.
       repeat {
         let first = UInt64(random.below(Int(Self.pages)))
@@ -156,15 +156,15 @@ import Testing
       kernel.drainLRUBatches(on: &cpu)
     }
     start(machine, 1, group, shared) { cpu in
-      var random = SplitMix(seed: seed &+ 1)
+      var random = SplitMix64(seed: seed &+ 1)
       try Self.access(process, base, steps: steps, &random, shared, &cpu)
     }
     start(machine, 2, group, shared) { cpu in
-      var random = SplitMix(seed: seed &+ 2)
+      var random = SplitMix64(seed: seed &+ 2)
       try Self.pin(process, base, steps: steps, &random, shared, &cpu)
     }
     start(machine, 3, group, shared) { cpu in
-      var random = SplitMix(seed: seed &+ 3)
+      var random = SplitMix64(seed: seed &+ 3)
       try Self.fork(process, base, rounds: max(4, steps / 200), &random, shared, &cpu)
     }
     group.wait()
@@ -184,21 +184,4 @@ import Testing
     #expect(ledger.pages == [kernel.zeroPage] && ledger.unmatchedPuts == [])
     #expect(machine.findings.findings == [] && machine.invariantViolations() == [])
   }
-}
-
-/// A generator of reproducible numbers.
-struct SplitMix {
-  private var state: UInt64
-  init(seed: UInt64) { state = seed }
-
-  mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var z = state
-    z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-    return z ^ (z >> 31)
-  }
-
-  /// 0 to below `bound`.
-  mutating func below(_ bound: Int) -> Int { Int(next() % UInt64(bound)) }
 }

@@ -1,6 +1,7 @@
 import CZlib
 import Foundation
 import PMReplay
+import PMUnits
 import Testing
 
 /// A trace as lines that a test can change before it is replayed.
@@ -180,13 +181,9 @@ var runsLongTests: Bool {
 
 /// A small generator whose runs can be repeated from a seed.
 struct SeededGenerator: RandomNumberGenerator {
-  private var state: UInt64
-  init(_ seed: UInt64) { state = seed }
+  private var numbers: SplitMix64
+  init(_ seed: UInt64) { numbers = SplitMix64(seed: seed) }
   mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var word = state
-    word = (word ^ (word >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    word = (word ^ (word >> 27)) &* 0x94d0_49bb_1331_11eb
-    return word ^ (word >> 31)
+    numbers.next()
   }
 }
