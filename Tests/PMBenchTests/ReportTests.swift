@@ -16,7 +16,10 @@ import Testing
     let data = try JSONEncoder().encode(ReportFixture.full)
     let object = try #require(try JSONSerialization.jsonObject(with: data) as? [String: Any])
     #expect(
-      Set(object.keys) == ["schema_version", "machine", "limit_ns", "cases", "measurements", "met"])
+      Set(object.keys) == [
+        "schema_version", "machine", "refcount_layout", "limit_ns", "cases", "measurements", "met",
+      ])
+    #expect(object["refcount_layout"] as? String == "packed")
     #expect(object["schema_version"] as? Int == 1)
     #expect(object["limit_ns"] as? Double == 4)
     #expect(object["met"] as? Bool == false)
