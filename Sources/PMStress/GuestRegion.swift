@@ -52,4 +52,19 @@ struct GuestRegion: Hashable {
 
   /// The same, settled.
   var settled: GuestRegion { GuestRegion(rawValue: rawValue & ~1) }
+
+  /// Whether an access in a window has to exit to user space.
+  func expectsMMIO(at window: Int, isWrite: Bool) -> Bool {
+    place != window || (isWrite && rights == .readonlySlot)
+  }
+
+  /// Whether an access in a window has to succeed.
+  func allows(at window: Int, isWrite: Bool) -> Bool {
+    guard place == window else { return false }
+    switch rights {
+    case .write: return true
+    case .read, .readonlySlot: return !isWrite
+    case .none: return false
+    }
+  }
 }

@@ -158,16 +158,11 @@ struct GuestThread {
   }
 
   private func expectsMMIO(_ access: Access, _ state: GuestRegion) -> Bool {
-    state.place != access.place || (access.write != nil && state.rights == .readonlySlot)
+    state.expectsMMIO(at: access.place, isWrite: access.write != nil)
   }
 
   private func allows(_ access: Access, _ state: GuestRegion) -> Bool {
-    guard state.place == access.place else { return false }
-    switch state.rights {
-    case .write: return true
-    case .read, .readonlySlot: return access.write == nil
-    case .none: return false
-    }
+    state.allows(at: access.place, isWrite: access.write != nil)
   }
 
   private mutating func noteWrite(_ access: Access, _ settled: GuestRegion?) {

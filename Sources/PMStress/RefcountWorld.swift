@@ -25,12 +25,7 @@ final class RefcountWorld: @unchecked Sendable {
   let folio: PFN
 
   init(_ plan: StressPlan) throws {
-    var description = MachineDescription(
-      memory: ByteCount(max(plan.options.byteCount, 16 << 20)), cpus: plan.options.threads,
-      backing: plan.options.backing.arenaBacking)
-    description.model.kvm = plan.era
-    description.refcountLayout = plan.options.refcountLayout
-    machine = try Machine(description)
+    machine = try Machine(plan.machineWithoutGuests)
     var cpu = try machine.claimCPU(0)
     cpu.drainLocalPages()
     freeBefore = machine.freePageCount

@@ -84,7 +84,8 @@ public struct StressOptions: Hashable, Codable, Sendable {
   public var seed: UInt64 = 1
   /// Whose guests.
   public var guest: StressGuest = .software
-  /// How KVM treats pages; nil: the eras in turn.
+  /// How KVM treats pages; nil: C, A and A0 in turn. B, as posted, marks pages after their last reference
+  /// is gone: stress of it fails once that has happened.
   public var era: KernelModel.KVM?
   /// How the machine lays out its counts.
   public var refcountLayout: RefcountLayout = .packed

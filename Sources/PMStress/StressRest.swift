@@ -57,6 +57,18 @@ enum StressRest {
   }
 }
 
+extension StressPlan {
+  /// The machine of a round whose threads use it without guests, a CPU for each.
+  var machineWithoutGuests: MachineDescription {
+    var description = MachineDescription(
+      memory: ByteCount(max(options.byteCount, 16 << 20)), cpus: options.threads,
+      backing: options.backing.arenaBacking)
+    description.model.kvm = era
+    description.refcountLayout = options.refcountLayout
+    return description
+  }
+}
+
 extension StressBacking {
   /// The host memory that the machine of a round is made of.
   var arenaBacking: PMArena.Backing {

@@ -67,7 +67,11 @@ struct Stress: ParsableCommand {
   @Option(help: "Whose guests: software or kvm (map, memslot, dirty).")
   var guest: StressGuest = .software
 
-  @Option(help: "How KVM treats pages: A0, A, B or C; in turn if none is given.")
+  @Option(
+    help: """
+      How KVM treats pages: A0, A, B or C. A0, A and C in turn if none is given; B, as posted, marks pages after \
+      their last reference is gone, which stress finds.
+      """)
   var era: KernelModel.KVM?
 
   @Option(help: RefcountLayout.help)

@@ -35,8 +35,8 @@ import Testing
     #expect(report.kinds[0].rounds >= 1)
   }
 
-  @Test(arguments: StressKind.allCases, KernelModel.KVM.allCases)
-  func `Injected faults lose nothing, in any era`(_ kind: StressKind, _ era: KernelModel.KVM) {
+  @Test(arguments: StressKind.allCases, [KernelModel.KVM.a0, .a, .c])
+  func `Injected faults lose nothing in sound eras`(_ kind: StressKind, _ era: KernelModel.KVM) {
     let report = run(kind) {
       $0.faults = .usual
       $0.faults.killVCPUEvery = 500
