@@ -165,6 +165,8 @@ int pm_host_node_of_page(void *_Nonnull address, int *_Nonnull node) PM_HOST_CHE
 /// Keeps the calling thread on one CPU. -EINVAL for a CPU that is not there.
 /// In C because CPU_SET is a macro.
 int pm_host_pin_thread(int cpu) PM_HOST_CHECKED;
+/// Gives back to the kernel what the C library's heap keeps for later. In C: not in Swift's Glibc module.
+void pm_host_trim_heap(void);
 
 /// The soft limit of locked memory in bytes; UINT64_MAX means none.
 /// In C because the type of a resource's name depends on the C dialect.

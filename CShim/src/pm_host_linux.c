@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <numa.h>
 #include <numaif.h>
 #include <pthread.h>
@@ -367,6 +368,12 @@ int pm_host_node_of_page(void *address, int *node) {
 }
 
 // ---- Process ------------------------------------------------------------------------------------
+
+void pm_host_trim_heap(void) {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
 
 int pm_host_pin_thread(int cpu) {
   if (cpu < 0 || cpu >= CPU_SETSIZE) return -EINVAL;

@@ -233,6 +233,10 @@ extension Host {
       pm_host_pin_thread(Int32(exactly: cpu) ?? -1), "pinning the thread to CPU \(cpu)")
   }
 
+  /// Gives back to the kernel what the C library keeps of freed memory for later, so that what is resident
+  /// is in use. Any thread; does nothing with a C library other than glibc.
+  package static func trimHeap() { pm_host_trim_heap() }
+
   /// How much memory this process may lock, or nil for any amount.
   public static func memoryLockLimit() throws(HostError) -> ByteCount? {
     var limit: UInt64 = 0

@@ -57,7 +57,8 @@ private final class DirtyMigration: @unchecked Sendable {
   private let reader: VCPU
   private var bits: [UInt64]
   private var copy: [UInt64]
-  private var nextEntries: [UInt32] = []
+  /// Where each vCPU's ring is read next.
+  private var nextEntries: [ObjectIdentifier: UInt32] = [:]
   /// Pages that rings named and that were not copied yet.
   private var pending: Set<Int> = []
 
@@ -128,17 +129,21 @@ private final class DirtyMigration: @unchecked Sendable {
   /// What all rings hold becomes pending, and protected again. The reader has a ring too: its read
   /// faults map pages for writing where they may be written, and that is what a ring notes.
   private func takeRings(on cpu: inout CPU) throws(KernelErrno) {
-    let vcpus = [reader] + crew.vcpus
-    while nextEntries.count < vcpus.count { nextEntries.append(0) }
+    let seats = [GuestCrew.Seat(vcpu: reader)] + crew.vcpus
     var isEmpty = true
-    for (index, vcpu) in vcpus.enumerated() {
-      guard let ring = vcpu.ring else { continue }
-      for entry in ring.harvest(next: &nextEntries[index]) {
+    for seat in seats {
+      guard let ring = seat.vcpu.ring else { continue }
+      for entry in ring.harvest(next: &nextEntries[ObjectIdentifier(seat.vcpu), default: 0]) {
         pending.insert(Int(entry.offset))
         isEmpty = false
       }
     }
-    if !isEmpty { _ = try world.vm.resetDirtyRings(vcpus, on: &cpu) }
+    if !isEmpty { _ = try world.vm.resetDirtyRings(seats.map(\.vcpu), on: &cpu) }
+    // What was dead before its ring was taken puts nothing more into it.
+    for seat in seats where seat.isDead {
+      nextEntries[ObjectIdentifier(seat.vcpu)] = nil
+      crew.forget(seat.vcpu)
+    }
   }
 
   private func copyPage(_ page: Int, on cpu: inout CPU) throws(KernelErrno) {

@@ -7,14 +7,14 @@ internal import Synchronization
 
 /// The threads of a round with software guests: one per vCPU, and one that changes what they stand on.
 final class GuestCrew: @unchecked Sendable {
-  // Sendable: `made` is under a mutex; each career is used by one thread at a time, the next begins when
+  // Sendable: `seats` and `counts` are under locks; each career is used by one thread at a time, the next begins when
   // the one before has ended.
 
   private let world: GuestWorld
   private let plan: StressPlan
   private let control: StressControl
   private let places: Int
-  private let made = Guarded<[VCPU]>([])
+  private let seats = Guarded<[Seat]>([])
   private let counts = Guarded<StressOutcome>(StressOutcome())
 
   init(_ world: GuestWorld, _ plan: StressPlan, _ control: StressControl, places: Int) {
@@ -24,8 +24,29 @@ final class GuestCrew: @unchecked Sendable {
     self.places = places
   }
 
-  /// Every vCPU that was made so far; those of killed threads too.
-  var vcpus: [VCPU] { made.withLock { $0 } }
+  /// A vCPU, and whether its thread was killed.
+  struct Seat {
+    var vcpu: VCPU
+    var isDead = false
+  }
+
+  /// Every vCPU that runs or whose ring may still hold something: also one of a killed thread, until
+  /// ``forget(_:)``.
+  var vcpus: [Seat] { seats.withLock { $0 } }
+
+  /// Drops a dead vCPU whose ring is empty.
+  func forget(_ vcpu: VCPU) { seats.withLock { $0.removeAll { $0.vcpu === vcpu } } }
+
+  /// A vCPU takes its place, and that of the one whose thread was killed. Without a ring nothing of the
+  /// dead one is needed any more.
+  private func seat(_ vcpu: VCPU, after dead: VCPU?) {
+    seats.withLock { seats in
+      if let dead, let index = seats.firstIndex(where: { $0.vcpu === dead }) {
+        if dead.ring == nil { seats.remove(at: index) } else { seats[index].isDead = true }
+      }
+      seats.append(Seat(vcpu: vcpu))
+    }
+  }
 
   private final class Career: @unchecked Sendable {
     // Sendable: one thread at a time, see above; `ended` hands everything back to the one that waits.
@@ -96,8 +117,8 @@ final class GuestCrew: @unchecked Sendable {
     while !career.isOver {
       do {
         let vcpu = try VCPU(world.vm, index: index)
+        seat(vcpu, after: career.vcpu)
         career.vcpu = vcpu
-        made.withLock { $0.append(vcpu) }
       } catch {
         career.thread.worker.fail("no vCPU: \(error)")
         break

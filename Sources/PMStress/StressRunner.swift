@@ -1,4 +1,5 @@
 internal import Foundation
+internal import PMArena
 internal import PMFrames
 internal import PMPageAllocator
 internal import PMRealGuest
@@ -100,8 +101,9 @@ public struct StressRunner: Sendable {
     }
   }
 
-  /// The resident set of this process.
+  /// The resident set of this process, without what the C library keeps for later.
   static func residentKiB() -> Int {
+    Host.trimHeap()
     let text = (try? String(contentsOfFile: "/proc/self/statm", encoding: .utf8)) ?? ""
     let pages = text.split(separator: " ").dropFirst().first.flatMap { Int($0) } ?? 0
     return pages * 4
