@@ -116,7 +116,8 @@ private let threadCounts = (try? Host.allowedCPUs().count) ?? 1 > 1 ? [1, 2] : [
     }
   }
 
-  @Test func `The real KVM is measured beside the model, or skipped with what it takes`() {
+  @Test(.aloneWithKVM)
+  func `The real KVM is measured beside the model, or skipped with what it takes`() {
     let measured = look([.kvm])
     guard !measured.kvm.isEmpty else {
       #expect(measured.skipped.first?.reason.contains("/dev/kvm") == true)

@@ -5,8 +5,8 @@ import Testing
 /// Lets tests of several modules, which run beside each other in one process, have KVM one after another:
 /// some of them count what the process has of it.
 ///
-/// The same type stands beside the tests of PMRealGuest and of PMStress; what they share is the lock of a
-/// file, the package's manifest.
+/// A link to this file stands beside the tests of PMStress and of PMBench; what the modules share is the
+/// lock of a file, the package's manifest.
 struct AloneWithKVM: SuiteTrait, TestTrait, TestScoping {
   var isRecursive: Bool { true }
 

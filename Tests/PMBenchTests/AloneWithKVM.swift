@@ -1,0 +1,1 @@
+../PMRealGuestTests/AloneWithKVM.swift
