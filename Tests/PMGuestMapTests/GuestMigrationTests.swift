@@ -67,12 +67,15 @@ import Testing
     case 0: _ = process.clearYoung(range, on: &cpu)
     case 1: process.fork(on: &cpu).exit(on: &cpu)
     case 2:
-      // Held while it is tried to move.
+      // Held while it is tried to move. To write: of a page that a child has shared, a guest's write makes
+      // a copy, and that may move.
       let holder = Holder.pin("driver")
-      if let page = process.getUserPageFast(range.lowerBound, .get, holder, on: &cpu) {
+      if let page = process.getUserPageFast(
+        range.lowerBound, [.get, .write], holder, on: &cpu)
+      {
         let result = process.migrate(range.lowerBound..<range.lowerBound + 1, on: &cpu)
         if result.moved > 0 { Issue.record("a page that is held was moved") }
-        process.release(page, .get, holder, on: &cpu)
+        process.release(page, [.get, .write], holder, on: &cpu)
       }
     default: return process.migrate(range, on: &cpu)
     }
