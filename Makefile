@@ -57,7 +57,7 @@ test-release: setup
 	$(SWIFT) test -c release -Xswiftc -enable-testing
 
 test-thread: setup
-	$(SWIFT) test --scratch-path .build-thread --sanitize=thread \
+	$(SWIFT) test --scratch-path .build-thread --sanitize=thread -Xcc -DPM_THREAD_SANITIZER \
 	  --disable-xctest --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMHostMapTests|PMGuestMapTests|PMStressTests'
 
 test-address: setup

@@ -1,3 +1,4 @@
+internal import CPhysmemShim
 internal import Glibc
 internal import PMFrames
 internal import PMHostMap
@@ -154,16 +155,26 @@ extension VCPU {
     _ bytes: UnsafeMutableRawPointer, _ byteCount: Int, _ value: UInt64?
   ) -> UInt64 {
     if let value {
-      withUnsafeBytes(of: value.littleEndian) { source in
-        bytes.copyMemory(from: source.baseAddress!, byteCount: byteCount)
+      switch byteCount {
+      case 8: pm_guest_store_u64(bytes, value.littleEndian)
+      case 4: pm_guest_store_u32(bytes, UInt32(truncatingIfNeeded: value).littleEndian)
+      case 2: pm_guest_store_u16(bytes, UInt16(truncatingIfNeeded: value).littleEndian)
+      default:
+        for place in 0..<byteCount {
+          pm_guest_store_u8(bytes + place, UInt8(truncatingIfNeeded: value >> UInt64(8 * place)))
+        }
       }
       return 0
     }
-    var result: UInt64 = 0
-    withUnsafeMutableBytes(of: &result) { destination in
-      destination.baseAddress!.copyMemory(from: bytes, byteCount: byteCount)
+    switch byteCount {
+    case 8: return UInt64(littleEndian: pm_guest_load_u64(bytes))
+    case 4: return UInt64(UInt32(littleEndian: pm_guest_load_u32(bytes)))
+    case 2: return UInt64(UInt16(littleEndian: pm_guest_load_u16(bytes)))
+    default:
+      return (0..<byteCount).reduce(0) { word, place in
+        word | UInt64(pm_guest_load_u8(bytes + place)) << UInt64(8 * place)
+      }
     }
-    return UInt64(littleEndian: result)
   }
 
   private func touchDevice(_ address: UInt64, _ byteCount: Int, _ value: UInt64?) -> UInt64 {

@@ -11,7 +11,7 @@ final class RealCrew: @unchecked Sendable {
   private let world: RealWorld
   private let plan: StressPlan
   private let control: StressControl
-  private let ended = Mutex<Result>(Result())
+  private let ended = Guarded<Result>(Result())
 
   private struct Result {
     var outcome = StressOutcome()
