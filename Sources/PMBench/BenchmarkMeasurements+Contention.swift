@@ -6,7 +6,7 @@ internal import PMUnits
 extension BenchmarkMeasurements {
   /// Threads × pages × layout: get and put pairs over shared pages, ours and plain C in turn.
   ///
-  /// The layouts are those of ``RefcountLayout``. Each thread visits the pages in an order of its own,
+  /// The layouts are those of `RefcountLayout`. Each thread visits the pages in an order of its own,
   /// every page once per round of all of them.
   mutating func measureContention(
     _ options: Options, _ crew: BenchmarkCrew, _ progress: (String) -> Void

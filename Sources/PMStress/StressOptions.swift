@@ -44,7 +44,7 @@ public enum StressGuest: String, CaseIterable, Codable, Sendable {
 
 /// Faults that are injected.
 public struct StressFaults: Hashable, Codable, Sendable {
-  /// Allocations that fail, or nil for none; see ``AllocationFaults``.
+  /// Allocations that fail, or nil for none; see `AllocationFaults` of PMPageAllocator.
   public var failPageAlloc: AllocationFaults?
   /// A notifier that takes its time: up to this many microseconds between start and end; 0: none.
   public var notifierDelay: Int = 0
