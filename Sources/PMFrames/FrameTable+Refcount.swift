@@ -27,14 +27,25 @@ extension FrameTable {
     if value != 0 { markUnusual(pfn) }
   }
 
-  /// Notes that a count in the pageblock may be other than the allocator left it.
-  @usableFromInline
+  /// Notes that a count in the pageblock may be other than the allocator left it. Where that is noted
+  /// already, which is the rule, nothing is called.
+  @inlinable @inline(__always)
   package func markUnusual(_ pfn: PFN) {
-    let marks = marks + Int(pfn.rawValue >> 9)
-    if pm_pageblock_load_relaxed(marks) & PageblockMarks.unusual == 0 {
-      pm_marks_set(marks, PageblockMarks.unusual)
+    if _slowPath(
+      pm_pageblock_load_relaxed(marks + Int(pfn.rawValue >> 9)) & PageblockMarks.unusual == 0)
+    {
+      setUnusual(pfn)
     }
   }
+
+  @usableFromInline @inline(never)
+  package func setUnusual(_ pfn: PFN) {
+    pm_marks_set(marks + Int(pfn.rawValue >> 9), PageblockMarks.unusual)
+  }
+
+  /// What follows a put that went below 0.
+  @usableFromInline @inline(never)
+  package func fellBelowZero(_ pfn: PFN) { markUnusual(pfn) }
 
   /// The rest of a get that came from 0, from below, or went past the largest count.
   @usableFromInline @inline(never)
@@ -57,7 +68,7 @@ extension FrameTable {
   @inlinable @inline(__always)
   public func decrement(_ pfn: PFN) {
     pm_refcount_dec_relaxed(countWord(pfn))
-    if refcount(pfn) < 0 { markUnusual(pfn) }
+    if refcount(pfn) < 0 { fellBelowZero(pfn) }
   }
 
   /// Adds `delta` and says whether the count stayed non-negative. Relaxed. Mirrors `page_ref_add`.
@@ -72,7 +83,7 @@ extension FrameTable {
   @inlinable @inline(__always)
   public func subtract(_ pfn: PFN, _ delta: Int32) {
     pm_refcount_sub_relaxed(countWord(pfn), delta)
-    if refcount(pfn) < 0 { markUnusual(pfn) }
+    if refcount(pfn) < 0 { fellBelowZero(pfn) }
   }
 
   /// Adds 1 and returns the new count. Fully ordered. Mirrors `page_ref_inc_return`.
@@ -91,7 +102,7 @@ extension FrameTable {
   @inlinable @inline(__always)
   public func subtractReturn(_ pfn: PFN, _ delta: Int32) -> Int32 {
     let new = pm_refcount_sub_return_seq_cst(countWord(pfn), delta)
-    if new < 0 { markUnusual(pfn) }
+    if new < 0 { fellBelowZero(pfn) }
     return new
   }
 
@@ -99,9 +110,9 @@ extension FrameTable {
   /// caller then owns the page and has to free it; `CPU.putPage` does both.
   @inlinable @inline(__always)
   public func putAndTest(_ pfn: PFN) -> Bool {
-    let new = pm_refcount_sub_return_seq_cst(countWord(pfn), 1)
-    if new < 0 { markUnusual(pfn) }
-    return new == 0
+    let outcome = pm_refcount_dec_outcome_seq_cst(countWord(pfn))
+    if _slowPath(outcome.negative) { fellBelowZero(pfn) }
+    return outcome.zero
   }
 
   /// Subtracts `delta`; true iff the count became 0. Fully ordered. Mirrors `page_ref_sub_and_test`.
@@ -197,15 +208,26 @@ extension FrameTable {
   /// it: increments without a result overlap, an exchange-add per cold frame costs twice as much.
   @inlinable @discardableResult
   public func increment(_ pfns: UnsafeBufferPointer<PFN>) -> Bool {
+    // Local: the compiler has to assume that an increment changes what the table's fields say.
+    let counts = counts
+    let frameCount = frameCount
     let ahead = 32
     var isGood = true
-    for index in pfns.indices {
-      if index + ahead < pfns.count { pm_prefetch_write(countWord(pfns[index + ahead])) }
-      let word = countWord(pfns[index])
+    var index = 0
+    while index < pfns.count {
+      let coming = index &+ ahead
+      // One outside the table stops the process when its turn comes.
+      if coming < pfns.count, Int(pfns[coming].rawValue) < frameCount {
+        pm_prefetch_write(counts[pfns[coming]])
+      }
+      let pfn = pfns[index]
+      index &+= 1
+      if Int(pfn.rawValue) >= frameCount { outOfRange(pfn) }
+      let word = counts[pfn]
       let old = pm_refcount_load_relaxed(word)
       pm_refcount_inc_relaxed(word)
       if UInt32(bitPattern: old &- 1) >= 0x7fff_fffe {
-        isGood = raisedUnusually(pfns[index], from: old, by: 1) && isGood
+        isGood = raisedUnusually(pfn, from: old, by: 1) && isGood
       }
     }
     return isGood

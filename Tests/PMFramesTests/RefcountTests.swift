@@ -178,11 +178,38 @@ struct RefcountTests {
     }
   }
 
+  @Test("A count that the allocator does not expect is noted", arguments: RefcountLayout.allCases)
+  func notes(_ layout: RefcountLayout) throws {
+    let operations: [(FrameTable, PFN) -> Void] = [
+      { $0.setRefcount($1, 1) }, { $0.increment($1) }, { _ = $0.putAndTest($1) },
+      { $0.decrement($1) }, { _ = $0.decrementReturn($1) }, { $0.unfreeze($1, to: 1) },
+      { frames, pfn in _ = [pfn].withUnsafeBufferPointer { frames.increment($0) } },
+    ]
+    for (number, operation) in operations.enumerated() {
+      let frames = try machine(layout).frames
+      let mark = { frames.marks[Int(self.pfn.rawValue >> 9)] & PageblockMarks.unusual }
+      #expect(mark() == 0, "the pageblock is new")
+      operation(frames, pfn)
+      #expect(mark() != 0, "operation \(number)")
+    }
+  }
+
   @Test("A PFN outside the table stops the process")
   func outside() async {
     await #expect(processExitsWith: .failure) {
       let machine = try Machine(MachineDescription(memory: .mib(32)))
       machine.frames.increment(PFN(0x2000))
+    }
+    await #expect(processExitsWith: .failure) {
+      var description = MachineDescription(memory: .mib(32))
+      description.refcountLayout = .strided
+      try Machine(description).frames.increment(PFN(0x2000))
+    }
+    // The last of a list, which is asked for long before its turn.
+    await #expect(processExitsWith: .failure) {
+      let frames = try Machine(MachineDescription(memory: .mib(32))).frames
+      let list = [PFN](repeating: PFN(0x1800), count: 40) + [PFN(0x2000)]
+      _ = list.withUnsafeBufferPointer { frames.increment($0) }
     }
   }
 }
