@@ -29,9 +29,8 @@ public enum RefcountLayout: String, CaseIterable, Hashable, Codable, Sendable {
 /// The count words of all frames. Every access goes through here, whatever the layout.
 ///
 /// A value of two words: where they start, and the shift. A shift and not a multiplier or a type
-/// parameter: one engine serves both layouts. Measured with packed counts: three instructions more per
-/// operation (load, constant, shift), which the locked operation hides; a pair takes as long as before.
-/// A multiplication is one instruction less and was no faster.
+/// parameter: one engine serves both layouts. Three instructions per operation (load, constant, shift),
+/// which a locked operation hides in most code; `FrameTable.countWord` spares packed counts even those.
 @usableFromInline
 package struct CountTable: BitwiseCopyable {
   @usableFromInline package let base: UnsafeMutablePointer<Int32>
