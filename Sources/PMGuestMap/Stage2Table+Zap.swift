@@ -78,24 +78,74 @@ extension Stage2Table {
   ) -> GFN {
     precondition(limit > 0, "a zap of at most \(limit) entries never ends")
     var left = limit
-    // Counted at the end, in whichever line: only the sums mean anything.
-    var small: Int64 = 0
-    var medium: Int64 = 0
-    var large: Int64 = 0
-    let next = walk(range) { gfn, level, slot, _ in
-      if left == 0 { return false }
-      left &-= 1
-      let old = SPTE(rawValue: pm_spte_exchange_seq_cst(slot, 0))
-      if old.isPresent {
-        if level == 1 { small &-= 1 } else if level == 2 { medium &-= 1 } else { large &-= 1 }
-        visit(GFN(gfn), level, old)
-      }
-      return true
+    var gfn = range.lowerBound.rawValue
+    let end = min(range.upperBound.rawValue, frameLimit)
+    while gfn < end {
+      let (table, level) = lowestTable(gfn)
+      let place = index(gfn, level)
+      let shift = UInt64(9 &* (level &- 1))
+      gfn = (gfn &>> shift) &<< shift
+      let entries = ((end &- gfn &- 1) &>> shift) &+ 1
+      let count = min(512 &- place, Int(truncatingIfNeeded: min(entries, 512)))
+      // The lowest level has a loop of its own, without tests and shifts for the others.
+      let (done, isFull) =
+        if level == 1 {
+          zapRun(table + place, count, level: 1, first: gfn, left: &left, visit)
+        } else {
+          zapRun(table + place, count, level: level, first: gfn, left: &left, visit)
+        }
+      gfn &+= UInt64(truncatingIfNeeded: done) &<< shift
+      if isFull { return GFN(gfn) }
     }
-    pm_stage2_count_add_relaxed(counter(root, level: 1), small)
-    if medium != 0 { pm_stage2_count_add_relaxed(counter(root, level: 2), medium) }
-    if large != 0 { pm_stage2_count_add_relaxed(counter(root, level: 3), large) }
-    return GFN(next)
+    return GFN(max(gfn, end))
+  }
+
+  /// The lowest table on the way to a frame, and its level. Exclusive, or lock-free. pre: the frame is
+  /// below ``frameLimit``.
+  @inlinable @inline(__always)
+  func lowestTable(_ gfn: UInt64) -> (table: UnsafeMutablePointer<UInt64>, level: Int) {
+    var table = root
+    var level = levels
+    while level > 1 {
+      let entry = SPTE(rawValue: pm_spte_load_acquire(table + index(gfn, level)))
+      guard entry.isTable else { break }
+      table = pm_spte_table(entry.rawValue)
+      level &-= 1
+    }
+    return (table, level)
+  }
+
+  /// Drops the leaves among `count` entries of one table, which begin with frame `first`, as far as the
+  /// first one that names a table, and takes each entry that is not 0 from `left`. Returns how many
+  /// entries are done, and whether it stopped for want of `left`. The leaves are counted once per call.
+  @inlinable @inline(__always)
+  func zapRun(
+    _ slots: UnsafeMutablePointer<UInt64>, _ count: Int, level: Int, first: UInt64,
+    left: inout Int, _ visit: (_ gfn: GFN, _ level: Int, _ old: SPTE) -> Void
+  ) -> (done: Int, isFull: Bool) {
+    let shift = UInt64(9 &* (level &- 1))
+    var dropped: Int64 = 0
+    var isFull = false
+    var place = 0
+    while place < count {
+      let entry = SPTE(rawValue: pm_spte_load_acquire(slots + place))
+      if level > 1, entry.isTable { break }
+      if entry.rawValue != 0 {
+        if left == 0 {
+          isFull = true
+          break
+        }
+        left &-= 1
+        let old = SPTE(rawValue: pm_spte_exchange_seq_cst(slots + place, 0))
+        if old.isPresent {
+          dropped &+= 1
+          visit(GFN(first &+ UInt64(truncatingIfNeeded: place) &<< shift), level, old)
+        }
+      }
+      place &+= 1
+    }
+    if dropped != 0 { pm_stage2_count_add_relaxed(counter(slots, level: level), 0 &- dropped) }
+    return (place, isFull)
   }
 
   /// Drops everything: takes every table below the root out of the tree and visits its leaves.

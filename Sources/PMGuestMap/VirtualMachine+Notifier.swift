@@ -15,25 +15,42 @@ extension VirtualMachine: MMUNotifier {
     for cache in caches { cache.invalidate(range) }
     readers.lockShared()
     defer { readers.unlock() }
-    let hits = parts(of: range)
-    guard !hits.isEmpty else { return }
-    mmuLock.lockExclusive()
-    invalidationsInProgress += 1
-    record(range, hits)
+    // The lock is for ranges that hit a slot, as in `__kvm_handle_hva_range`.
+    var isLocked = false
     var dropped = false
-    if !omitsZaps {
-      for (slot, gfns) in hits {
-        tables[slot.addressSpace].unmapRange(gfns) { gfn, level, old in
-          dropped = true
-          step(
-            "notifier: the level \(level) entry of gfn \(gfn) goes, frame \(old.pfn)")
-          markDropped(old, on: &cpu)
-        }
+    forEachPart(of: range) { slot, gfns in
+      if !isLocked {
+        isLocked = true
+        mmuLock.lockExclusive()
+        invalidationsInProgress += 1
+        if invalidationsInProgress == 1 { invalidRange = nil }
       }
+      widen(
+        recordsGuestFrames ? gfns.lowerBound.rawValue..<gfns.upperBound.rawValue : range)
+      if !omitsZaps, drop(gfns, tables[slot.addressSpace], on: &cpu) { dropped = true }
     }
+    guard isLocked else { return }
     if dropped, !pm_planted(PM_PLANTED_FLUSH_LEFT_OUT) { gate.requestFlush() }
     recycleTables()
     mmuLock.unlock()
+  }
+
+  /// Drops the entries of a range, with their marks; says whether there were any. Under `mmuLock` held
+  /// exclusively.
+  private func drop(_ gfns: Range<GFN>, _ table: Stage2Table, on cpu: inout CPU) -> Bool {
+    let observer = kernel.observer
+    let wantsSteps = observer?.wantsSteps ?? false
+    // Nobody has to be told of the entries one by one: era C has no marks at their end.
+    if era == .c, !wantsSteps { return table.unmapRange(gfns) != 0 }
+    var dropped = false
+    table.unmapRange(gfns) { gfn, level, old in
+      dropped = true
+      if wantsSteps {
+        observer?.step("notifier: the level \(level) entry of gfn \(gfn) goes, frame \(old.pfn)")
+      }
+      markDropped(old, on: &cpu)
+    }
+    return dropped
   }
 
   /// Makes tables that left the trees ready for use. `mmuLock` is held exclusively, so that no fault is on
@@ -48,7 +65,9 @@ extension VirtualMachine: MMUNotifier {
   /// `kvm_mmu_notifier_invalidate_range_end`.
   public func invalidateRangeEnd(_ range: Range<UInt64>, on cpu: inout CPU) {
     readers.lockShared()
-    if !parts(of: range).isEmpty {
+    var isHit = false
+    forEachPart(of: range) { _, _ in isHit = true }
+    if isHit {
       mmuLock.lockExclusive()
       // The sequence first: who sees no invalidation in progress must see that there was one.
       _ = pm_counter_add_seq_cst(counters, 1)
@@ -63,27 +82,13 @@ extension VirtualMachine: MMUNotifier {
     }
   }
 
-  /// The slots that show a range of user addresses, with the guest frames, in all address spaces.
-  private func parts(of range: Range<UInt64>) -> [(slot: Memslot, gfns: Range<GFN>)] {
-    var found: [(slot: Memslot, gfns: Range<GFN>)] = []
-    for space in slots.spaces {
-      space.forEachSlot(inHVAs: range) { slot, gfns in found.append((slot, gfns)) }
-    }
-    return found
+  /// Calls `body` with the slots that show a range of user addresses, and with the guest frames, in all
+  /// address spaces.
+  private func forEachPart(of range: Range<UInt64>, _ body: (Memslot, Range<GFN>) -> Void) {
+    for space in slots.spaces { space.forEachSlot(inHVAs: range, body) }
   }
 
   /// Remembers what is being invalidated, widened to one range while several are. Under `mmuLock`.
-  private func record(_ range: Range<UInt64>, _ hits: [(slot: Memslot, gfns: Range<GFN>)]) {
-    if invalidationsInProgress == 1 { invalidRange = nil }
-    if recordsGuestFrames {
-      for (_, gfns) in hits {
-        widen(gfns.lowerBound.rawValue..<gfns.upperBound.rawValue)
-      }
-    } else {
-      widen(range)
-    }
-  }
-
   private func widen(_ range: Range<UInt64>) {
     guard let old = invalidRange else {
       invalidRange = range
@@ -113,7 +118,7 @@ extension VirtualMachine: MMUNotifier {
     mmuLock.lockExclusive()
     defer { mmuLock.unlock() }
     var isYoung = false
-    for (slot, gfns) in parts(of: range) {
+    forEachPart(of: range) { slot, gfns in
       tables[slot.addressSpace].age(gfns) { _, _, old in
         isYoung = true
         // Without accessed bits the write permission goes with the others and takes the dirty mark along.
@@ -132,9 +137,11 @@ extension VirtualMachine: MMUNotifier {
     defer { readers.unlock() }
     mmuLock.lockShared()
     defer { mmuLock.unlock() }
-    return parts(of: address..<(address + 1)).contains { slot, gfns in
-      tables[slot.addressSpace].testYoung(gfns)
+    var isYoung = false
+    forEachPart(of: address..<(address + 1)) { slot, gfns in
+      if !isYoung { isYoung = tables[slot.addressSpace].testYoung(gfns) }
     }
+    return isYoung
   }
 
   /// The process ends: everything is dropped. Mirrors `kvm_mmu_notifier_release`.
