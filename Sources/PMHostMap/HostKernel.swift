@@ -21,7 +21,10 @@ public final class HostKernel: @unchecked Sendable {
   public let zeroPage: PFN
   /// The books of who holds what, or nil where they were not asked for.
   public let ledger: ReferenceLedger?
+  // Every path asks for it, several times a page; that nothing runs while it is set is all the exclusion it
+  // needs, so that the check at run time, which costs more than the question, is left out.
   /// Who watches; nil by default. Set it while nothing runs; the kernel keeps it alive.
+  @exclusivity(unchecked)
   public var observer: (any HostObserver)?
 
   let poolLock = HostMutex()
