@@ -22,8 +22,9 @@ final class Stage2Pool: @unchecked Sendable {
   private var fresh: UnsafeMutableRawPointer?
   private var freshEnd: UnsafeMutableRawPointer?
   private var mappedTables = 0
-  private var free: [UnsafeMutablePointer<UInt64>] = []
-  private var detached: [UnsafeMutablePointer<UInt64>] = []
+  // `lock` excludes what the check of exclusivity would find, and costs less.
+  @exclusivity(unchecked) private var free: [UnsafeMutablePointer<UInt64>] = []
+  @exclusivity(unchecked) private var detached: [UnsafeMutablePointer<UInt64>] = []
   /// How many tables were detached before the first of `detached`, since ever.
   private var reclaimed = 0
   private var inUse = 0
