@@ -39,7 +39,7 @@ let package = Package(
   targets: [
     // System calls, atomics with the memory order in the name, layouts.
     .target(
-      name: "CPhysmemShim", path: "CShim", exclude: ["zlib", "limits"],
+      name: "CPhysmemShim", path: "CShim", exclude: ["zlib", "limits", "abi"],
       publicHeadersPath: "include",
       cSettings: strictC, linkerSettings: [.linkedLibrary("numa")]),
     // gzip reading, from the system's zlib.
@@ -109,6 +109,9 @@ let package = Package(
         "PMGuestMap", "PMRealGuest", "PMReplay",
         .product(name: "Histogram", package: "hdrhistogram-swift"),
       ], swiftSettings: strict),
+    // The public C header: hand-written, frozen layouts. Its functions are written in Swift.
+    .target(
+      name: "CPhysmemABI", path: "CShim/abi", publicHeadersPath: "include", cSettings: strictC),
     // The command.
     .executableTarget(
       name: "physmem",
