@@ -23,8 +23,8 @@ let package = Package(
     .library(
       name: "Physmem",
       targets: [
-        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
-        "PMRealGuest", "PMReplay",
+        "Physmem", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
+        "PMGuestMemory", "PMRealGuest", "PMReplay",
       ]),
     .library(name: "PhysmemConform", targets: ["PMConform"]),
     .library(name: "PhysmemStress", targets: ["PMStress"]),
@@ -71,6 +71,18 @@ let package = Package(
       name: "PMGuestMap",
       dependencies: [
         "CPhysmemShim", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap",
+      ], swiftSettings: strict),
+    // The memory of a guest for who embeds it: regions, accesses, dirty pages, memory given back.
+    .target(
+      name: "PMGuestMemory",
+      dependencies: ["CPhysmemShim", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator"],
+      swiftSettings: strict),
+    // All of these by one import.
+    .target(
+      name: "Physmem",
+      dependencies: [
+        "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
+        "PMGuestMemory",
       ], swiftSettings: strict),
     // A real guest of the real KVM on the machine's arena.
     .target(
@@ -151,6 +163,9 @@ let package = Package(
       dependencies: [
         "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
       ], swiftSettings: strict),
+    .testTarget(
+      name: "PMGuestMemoryTests",
+      dependencies: ["CPhysmemShim", "Physmem"], swiftSettings: strict),
     .testTarget(
       name: "PMRealGuestTests",
       dependencies: [

@@ -39,6 +39,10 @@ int pm_host_seal_size(int fd) PM_HOST_CHECKED;
 /// In C because fcntl is variadic.
 int pm_host_duplicate(int fd, int *_Nonnull duplicate) PM_HOST_CHECKED;
 
+/// The same, and counts it as live here: for pm_host_close.
+/// In C for the same reason.
+int pm_host_duplicate_own(int fd, int *_Nonnull duplicate) PM_HOST_CHECKED;
+
 /// Closes a descriptor that this file made. It is closed whatever is returned, except for EBADF.
 /// In C because it must pass the seam.
 int pm_host_close(int fd) PM_HOST_CHECKED;
@@ -52,6 +56,10 @@ int pm_host_preallocate(int fd, uint64_t offset, uint64_t length) PM_HOST_CHECKE
 /// inside are freed. In C because fallocate is invisible to Swift without _GNU_SOURCE.
 int pm_host_punch_hole(int fd, uint64_t offset, uint64_t length) PM_HOST_CHECKED;
 
+/// The file's size, and the bytes that it has pages for. In C because it must pass the seam.
+int pm_host_file_size(
+    int fd, uint64_t *_Nonnull length, uint64_t *_Nonnull allocated) PM_HOST_CHECKED;
+
 /// Reads a whole small file (sysfs, procfs) into `buffer`; -EFBIG if it does not fit.
 /// In C because open is variadic and because it must pass the seam.
 int pm_host_read_file(
@@ -64,7 +72,7 @@ int pm_host_read_file(
 typedef struct pm_host_map_request {
   /// Bytes; the kernel rounds up to the page size.
   size_t length;
-  /// A memory file to map from offset 0, or -1 for anonymous memory.
+  /// A file to map, or -1 for anonymous memory.
   int fd;
   /// For anonymous memory: 0, or the binary logarithm of a huge page size (21, 30).
   int huge_page_shift;
@@ -74,6 +82,8 @@ typedef struct pm_host_map_request {
   bool reserved;
   /// Whether the range can be read and written; else it only holds addresses.
   bool accessible;
+  /// Where in the file the mapping begins: a multiple of its page size.
+  uint64_t offset;
 } pm_host_map_request;
 
 /// Maps memory where the kernel likes, or, if `at` is given, exactly there in place of what is
@@ -115,6 +125,14 @@ int pm_host_advise(void *_Nonnull base, size_t length, pm_host_advice advice) PM
 /// threads must be plain ones that carry the seam's arming.
 int pm_host_prefault(
     void *_Nonnull base, size_t length, size_t page_size, unsigned threads) PM_HOST_CHECKED;
+
+/// Sets in `bits` the bit of each 4096-byte page of a range that is present or swapped out in this process, or,
+/// with `own`, only of those that are no file's: private memory, and what was written of a private mapping. One
+/// bit per page, in words of 64; bits that were set stay.
+/// pre: page-aligned; `bits` has a bit for each page, rounded up to a word.
+/// In C because it must pass the seam, and because an entry of /proc/self/pagemap is a bit field.
+int pm_host_pages(
+    const void *_Nonnull base, size_t length, bool own, uint64_t *_Nonnull bits) PM_HOST_CHECKED;
 
 // ---- NUMA (libnuma) -----------------------------------------------------------------------------
 
@@ -201,8 +219,9 @@ typedef enum __attribute__((enum_extensibility(closed))) pm_host_call : int {
   // Every KVM ioctl but KVM_RUN.
   PM_HOST_CALL_KVM_IOCTL,
   PM_HOST_CALL_KVM_RUN,
+  PM_HOST_CALL_FSTAT,
 } pm_host_call;
-#define PM_HOST_CALL_COUNT (PM_HOST_CALL_KVM_RUN + 1)
+#define PM_HOST_CALL_COUNT (PM_HOST_CALL_FSTAT + 1)
 
 /// Makes the `nth` (1 = the next) call of this kind fail with `error_number` instead of being made,
 /// once, if the calling thread makes it, or a thread that pm_host_prefault starts for it. Sets the

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "pm_seam.h"
@@ -125,6 +126,12 @@ int pm_host_duplicate(int fd, int *duplicate) {
   return 0;
 }
 
+int pm_host_duplicate_own(int fd, int *duplicate) {
+  int result = pm_host_duplicate(fd, duplicate);
+  if (result == 0) pm_count_fds(1);
+  return result;
+}
+
 int pm_host_close(int fd) {
   int forced = pm_host_fault(PM_HOST_CALL_CLOSE);
   int result = close(fd) == 0 ? 0 : -errno;
@@ -142,6 +149,15 @@ int pm_host_punch_hole(int fd, uint64_t offset, uint64_t length) {
   int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
   return (int)PM_SYSTEM_CALL(
       PM_HOST_CALL_FALLOCATE, fallocate(fd, mode, (off_t)offset, (off_t)length));
+}
+
+int pm_host_file_size(int fd, uint64_t *length, uint64_t *allocated) {
+  struct stat status;
+  int result = (int)PM_SYSTEM_CALL(PM_HOST_CALL_FSTAT, fstat(fd, &status));
+  if (result != 0) return result;
+  *length = (uint64_t)status.st_size;
+  *allocated = (uint64_t)status.st_blocks * 512;
+  return 0;
 }
 
 static int pm_read_all(int fd, char *buffer, size_t capacity, size_t *length) {
@@ -175,7 +191,8 @@ int pm_host_map(const pm_host_map_request *request, void *at, void **base) {
     flags |= MAP_HUGETLB | (int)((unsigned)request->huge_page_shift << MAP_HUGE_SHIFT);
   if (at != NULL) flags |= MAP_FIXED;
   intptr_t result = PM_SYSTEM_CALL(
-      PM_HOST_CALL_MMAP, mmap(at, request->length, protection, flags, request->fd, 0));
+      PM_HOST_CALL_MMAP, mmap(at, request->length, protection, flags, request->fd,
+                              (off_t)request->offset));
   if (result < 0) return (int)result;
   if (at == NULL) pm_count_mappings(1);
   *base = (void *)result;
@@ -195,6 +212,41 @@ int pm_host_advise(void *base, size_t length, pm_host_advice advice) {
       [PM_HOST_ADVICE_DROP] = MADV_DONTNEED,
   };
   return (int)PM_SYSTEM_CALL(PM_HOST_CALL_MADVISE, madvise(base, length, numbers[advice]));
+}
+
+// Bits of an entry of /proc/PID/pagemap.
+#define PM_PAGEMAP_PRESENT (1ull << 63)
+#define PM_PAGEMAP_SWAPPED (1ull << 62)
+#define PM_PAGEMAP_FILE (1ull << 61)
+
+static int pm_read_pagemap(int fd, uint64_t first, uint64_t count, bool own, uint64_t *bits) {
+  uint64_t entries[512];
+  for (uint64_t done = 0; done < count;) {
+    uint64_t wanted = count - done < 512 ? count - done : 512;
+    intptr_t result = PM_SYSTEM_CALL(
+        PM_HOST_CALL_READ,
+        pread(fd, entries, wanted * sizeof entries[0], (off_t)((first + done) * sizeof entries[0])));
+    if (result < 0) return (int)result;
+    uint64_t got = (uint64_t)result / sizeof entries[0];
+    if (got == 0) return -EIO;
+    for (uint64_t i = 0; i < got; i++) {
+      if ((entries[i] & (PM_PAGEMAP_PRESENT | PM_PAGEMAP_SWAPPED)) == 0) continue;
+      if (own && (entries[i] & PM_PAGEMAP_FILE) != 0) continue;
+      bits[(done + i) / 64] |= 1ull << ((done + i) % 64);
+    }
+    done += got;
+  }
+  return 0;
+}
+
+int pm_host_pages(const void *base, size_t length, bool own, uint64_t *bits) {
+  intptr_t fd =
+      PM_SYSTEM_CALL(PM_HOST_CALL_OPEN, open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  if (fd < 0) return (int)fd;
+  pm_count_fds(1);
+  int result = pm_read_pagemap((int)fd, (uintptr_t)base / 4096, length / 4096, own, bits);
+  int closed = pm_host_close((int)fd);
+  return result != 0 ? result : closed;
 }
 
 // ---- Prefault -----------------------------------------------------------------------------------

@@ -22,15 +22,22 @@ extension Arena {
 
   /// Gives the pages of a range of offsets back to the host; they read as zero afterwards.
   ///
-  /// For a shared backing this is so in every process that maps the file. Throws
-  /// ``ArenaError/unaligned(offset:byteCount:unit:)`` unless the range begins and ends at pages of
+  /// For a shared backing this is so in every process that maps the file. After a ``fork()`` new zeroed
+  /// memory is put in place of the range, which takes one of the process's mappings (`vm.max_map_count`).
+  /// Throws ``ArenaError/unaligned(offset:byteCount:unit:)`` unless the range begins and ends at pages of
   /// the backing.
   public func discard(_ range: Range<UInt64>) throws(ArenaError) {
     try check(range)
     try backing.checkAlignment(offset: range.lowerBound, byteCount: range.byteCount)
     if range.isEmpty { return }
     try ArenaError.wrapping { () throws(HostError) in
-      try memory.discard(offset: Int(range.lowerBound), byteCount: Int(range.byteCount))
+      try divergence.withLock { state throws(HostError) in
+        guard state.isPrivate && backing.isShared || state.foreign.intersects(range) else {
+          return try memory.discard(offset: Int(range.lowerBound), byteCount: Int(range.byteCount))
+        }
+        try memory.replaceByZeroes(offset: Int(range.lowerBound), byteCount: Int(range.byteCount))
+        state.foreign.insert(contentsOf: range)
+      }
     }
   }
 
@@ -43,11 +50,26 @@ extension Arena {
     return try ArenaError.wrapping { () throws(HostError) in try Host.node(ofPageAt: address) }
   }
 
-  private func check(_ range: Range<UInt64>) throws(ArenaError) {
+  /// Which 4 KiB pages of a range this process has: a bit each, in words of 64. Of private memory only those
+  /// that are its own, and not those it shares since a fork or a merge.
+  package func presentPages(_ range: Range<UInt64>) throws(ArenaError) -> [UInt64] {
+    try check(range)
+    return try ArenaError.wrapping { () throws(HostError) in
+      try Host.pages(base + Int(range.lowerBound), byteCount: Int(range.byteCount), own: isPrivate)
+    }
+  }
+
+  func check(_ range: Range<UInt64>) throws(ArenaError) {
     try check(offset: range.lowerBound, byteCount: range.byteCount)
   }
 }
 
+extension RangeSet<UInt64> {
+  func intersects(_ range: Range<UInt64>) -> Bool {
+    !isEmpty && !intersection(RangeSet(range)).isEmpty
+  }
+}
+
 extension Range<UInt64> {
-  fileprivate var byteCount: UInt64 { upperBound - lowerBound }
+  var byteCount: UInt64 { upperBound - lowerBound }
 }

@@ -25,6 +25,8 @@ public struct Arena: ~Copyable, @unchecked Sendable {
   /// What the memory is made of.
   public let backing: Backing
   let memory: HostMemory
+  /// What a fork left behind, see ``fork()``.
+  let divergence: Guarded<ArenaDivergence>
 
   /// The largest size: what the page frame numbers reach.
   public static let maxByteCount = ByteCount.tib(8)
@@ -50,6 +52,43 @@ public struct Arena: ~Copyable, @unchecked Sendable {
     byteCount = configuration.byteCount.rawValue
     backing = configuration.backing
     self.memory = memory
+    divergence = Guarded(ArenaDivergence(isPrivate: !configuration.backing.isShared))
+  }
+
+  /// An arena around memory that is mapped already.
+  init(memory: consuming HostMemory, divergence: ArenaDivergence) {
+    base = memory.base
+    byteCount = UInt64(memory.mapping.byteCount)
+    backing = memory.backing
+    self.memory = memory
+    self.divergence = Guarded(divergence)
+  }
+
+  /// Maps a part of somebody else's file, shared: what is written is in the file.
+  ///
+  /// The descriptor is duplicated, and stays the caller's; physical address 0 is at `fileOffset`, a multiple
+  /// of 4096 (of the page size for a file of huge pages, which counts as ``Backing/memfd`` here and whose
+  /// parts cannot be discarded). Throws ``ArenaError/invalidSize(_:reason:)`` where the file is shorter. A
+  /// file that its owner shrinks later ends the process with SIGBUS at the next touch.
+  public init(
+    file: Int32, fileOffset: UInt64, byteCount count: ByteCount
+  ) throws(ArenaError) {
+    guard count.rawValue > 0, count <= Arena.maxByteCount, count.rawValue & 4095 == 0 else {
+      throw .invalidSize(
+        count, reason: "it must be a multiple of 4KiB, up to \(Arena.maxByteCount)")
+    }
+    guard fileOffset & 4095 == 0 else {
+      throw .unaligned(offset: fileOffset, byteCount: count.rawValue, unit: .kib(4))
+    }
+    let size = try ArenaError.wrapping { () throws(HostError) in try Host.fileSize(file) }
+    guard fileOffset <= size.byteCount, count.rawValue <= size.byteCount - fileOffset else {
+      throw .invalidSize(
+        count, reason: "the file has \(size.byteCount) bytes, and it would begin at \(fileOffset)")
+    }
+    let memory = try ArenaError.wrapping { () throws(HostError) in
+      try HostMemory.map(file: file, fileOffset: Int(fileOffset), byteCount: Int(count.rawValue))
+    }
+    self.init(memory: memory, divergence: ArenaDivergence(isPrivate: false))
   }
 
   private static func makeMemory(
@@ -78,11 +117,28 @@ public struct Arena: ~Copyable, @unchecked Sendable {
     }
   }
 
-  /// The memory file, or nil for private backings.
+  /// The memory file, or nil for private backings and from a ``fork()`` on.
   ///
   /// Borrowed: it is closed with the arena, and must not be closed by anybody else. Its size is
   /// sealed.
-  public var fileDescriptor: Int32? { memory.file }
+  public var fileDescriptor: Int32? { isPrivate ? nil : memory.file }
+
+  /// Where in ``fileDescriptor`` physical address 0 is: not 0 only for an arena in somebody else's file.
+  public var fileOffset: UInt64 { UInt64(memory.fileOffset) }
+
+  /// Whether what is written here is seen in this process only: private backings, and all arenas from a
+  /// ``fork()`` on.
+  public var isPrivate: Bool { divergence.withLock { $0.isPrivate } }
+
+  /// The bytes that the host has given to the arena so far: of a memory file those of the whole file, of
+  /// private memory those of this process's own, which takes time in proportion to the size.
+  public func residentByteCount() throws(ArenaError) -> UInt64 {
+    try ArenaError.wrapping { () throws(HostError) in
+      if let file = fileDescriptor { return try Host.fileSize(file).allocated }
+      let own = try Host.pages(base, byteCount: Int(byteCount), own: true)
+      return UInt64(own.reduce(0) { $0 + $1.nonzeroBitCount }) << 12
+    }
+  }
 
   /// A new descriptor of the memory file, or nil for private backings.
   ///

@@ -31,6 +31,8 @@ extension Host {
     var isShared = false
     var isReserved = false
     var isAccessible = true
+    /// Where in the file the mapping begins.
+    var fileOffset = 0
     /// Bytes to map beyond `byteCount`, of which errors do not speak.
     var slack = 0
 
@@ -44,7 +46,8 @@ extension Host {
     fileprivate var shimRequest: pm_host_map_request {
       pm_host_map_request(
         length: byteCount + slack, fd: fileDescriptor ?? -1, huge_page_shift: Int32(hugePageShift),
-        shared: isShared, reserved: isReserved, accessible: isAccessible)
+        shared: isShared, reserved: isReserved, accessible: isAccessible,
+        offset: UInt64(fileOffset))
     }
   }
 
@@ -133,6 +136,13 @@ extension Host {
     return duplicate
   }
 
+  /// The same, for an ``OwnedDescriptor``.
+  static func duplicateCounted(_ file: Int32) throws(HostError) -> Int32 {
+    var duplicate: Int32 = -1
+    try check(pm_host_duplicate_own(file, &duplicate), "dup of descriptor \(file)")
+    return duplicate
+  }
+
   static func preallocate(_ file: Int32, offset: Int, byteCount: Int) throws(HostError) {
     try check(
       pm_host_preallocate(file, UInt64(offset), UInt64(byteCount)),
@@ -143,6 +153,24 @@ extension Host {
     try check(
       pm_host_punch_hole(file, UInt64(offset), UInt64(byteCount)),
       "punching \(ByteCount(UInt64(byteCount))) at 0x\(String(offset, radix: 16))")
+  }
+
+  /// A file's size and the bytes that it has pages for.
+  static func fileSize(_ file: Int32) throws(HostError) -> (byteCount: UInt64, allocated: UInt64) {
+    var byteCount: UInt64 = 0
+    var allocated: UInt64 = 0
+    try check(pm_host_file_size(file, &byteCount, &allocated), "asking for a file's size")
+    return (byteCount, allocated)
+  }
+
+  /// A bit for each 4 KiB page of a range, in words of 64: set where the page is present or swapped out, or,
+  /// with `own`, only where it is no file's.
+  static func pages(
+    _ base: UnsafeMutableRawPointer, byteCount: Int, own: Bool
+  ) throws(HostError) -> [UInt64] {
+    var words = [UInt64](repeating: 0, count: (byteCount / 4096 + 63) / 64)
+    try check(pm_host_pages(base, byteCount, own, &words), "reading /proc/self/pagemap")
+    return words
   }
 
   /// A whole small file; throws `EFBIG` if it has more than `maxByteCount` bytes.

@@ -8,6 +8,8 @@ struct HostMemory: ~Copyable {
   let backing: Backing
   let descriptor: OwnedDescriptor?
   let mapping: OwnedMapping
+  /// Where in the file the mapping begins.
+  var fileOffset = 0
 
   var base: UnsafeMutableRawPointer { mapping.base }
 
@@ -36,7 +38,20 @@ struct HostMemory: ~Copyable {
     return HostMemory(backing: backing, descriptor: descriptor, mapping: mapping)
   }
 
-  private static func map(
+  /// Maps a part of somebody else's file.
+  static func map(
+    file: Int32, fileOffset: Int, byteCount: Int
+  ) throws(HostError) -> HostMemory {
+    let descriptor = try OwnedDescriptor(duplicating: file)
+    var request = Host.MapRequest(
+      byteCount: byteCount, fileDescriptor: descriptor.rawValue, isShared: true, isReserved: true)
+    request.fileOffset = fileOffset
+    let mapping = try map(request, .memfd)
+    return HostMemory(
+      backing: .memfd, descriptor: descriptor, mapping: mapping, fileOffset: fileOffset)
+  }
+
+  static func map(
     _ request: Host.MapRequest, _ backing: Backing
   ) throws(HostError) -> OwnedMapping {
     // Pages from the pool lie at multiples of their size by themselves.
@@ -93,7 +108,7 @@ struct HostMemory: ~Copyable {
   /// Gives the pages of a range back to the host.
   func discard(offset: Int, byteCount: Int) throws(HostError) {
     if let file {
-      try Host.punchHole(file, offset: offset, byteCount: byteCount)
+      try Host.punchHole(file, offset: fileOffset + offset, byteCount: byteCount)
     } else {
       try Host.advise(base + offset, byteCount: byteCount, .drop)
     }

@@ -6,6 +6,9 @@ struct OwnedDescriptor: ~Copyable {
 
   private init(_ rawValue: Int32) { self.rawValue = rawValue }
 
+  /// A descriptor of the same file as one that stays its owner's.
+  init(duplicating file: Int32) throws(HostError) { rawValue = try Host.duplicateCounted(file) }
+
   /// Makes a memory file of this size, which cannot change any more.
   static func memoryFile(
     of byteCount: Int, hugePageShift: Int

@@ -8,7 +8,7 @@ extension KVM {
   ) -> pm_host_map_request {
     pm_host_map_request(
       length: byteCount, fd: -1, huge_page_shift: hugePageShift, shared: false, reserved: false,
-      accessible: isAccessible)
+      accessible: isAccessible, offset: 0)
   }
 
   /// Maps private memory, or, not accessible, takes addresses only.

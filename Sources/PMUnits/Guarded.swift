@@ -20,7 +20,7 @@ package final class Guarded<Value>: @unchecked Sendable {
   }
 
   /// Lends the value to one thread at a time.
-  package func withLock<Result, Failure: Error>(
+  package func withLock<Result: ~Copyable, Failure: Error>(
     _ body: (inout Value) throws(Failure) -> Result
   ) throws(Failure) -> Result {
     pthread_mutex_lock(lock)

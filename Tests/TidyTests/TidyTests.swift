@@ -41,7 +41,8 @@ struct TidyTests {
     // What each module may import of ours; the list is the data flow.
     let order = [
       "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
-      "PMRealGuest", "PMReplay", "PMConform", "PMStress", "PMBench", "physmem",
+      "PMGuestMemory", "Physmem", "PMRealGuest", "PMReplay", "PMConform", "PMStress", "PMBench",
+      "physmem",
     ]
     for (path, text) in sources where path.hasPrefix("Sources/") {
       let module = path.split(separator: "/")[1]
@@ -60,7 +61,8 @@ struct TidyTests {
   func cImports() {
     let allowed = [
       "CPhysmemShim": [
-        "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap", "PMRealGuest",
+        "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap", "PMGuestMemory",
+        "PMRealGuest",
       ],
       "CPhysmemLimits": ["PMBench"], "CZlib": ["PMReplay"],
     ]
@@ -139,7 +141,7 @@ struct TidyTests {
   func documents() throws {
     for module in [
       "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
-      "PMRealGuest", "PMReplay", "PMConform", "PMStress", "PMBench",
+      "PMGuestMemory", "PMRealGuest", "PMReplay", "PMConform", "PMStress", "PMBench",
     ] {
       let folder = root.appendingPathComponent("Tests/\(module)Tests").path
       #expect(FileManager.default.fileExists(atPath: folder), "\(module) has no tests")
