@@ -14,6 +14,7 @@ extension GuestMemory {
     into buffer: UnsafeMutableRawBufferPointer, at address: GPA
   ) throws(GuestMemoryError) {
     guard let destination = buffer.baseAddress, !buffer.isEmpty else { return }
+    if readOneRegion(destination, UInt64(buffer.count), at: address.rawValue) { return }
     let range = GuestRange(start: address, byteCount: UInt64(buffer.count))
     try access(range, isWrite: false) { part, memory, handler throws(GuestMemoryError) in
       let target = destination + (part.start - address)
@@ -31,6 +32,7 @@ extension GuestMemory {
     _ bytes: UnsafeRawBufferPointer, at address: GPA
   ) throws(GuestMemoryError) {
     guard let source = bytes.baseAddress, !bytes.isEmpty else { return }
+    if writeOneRegion(source, UInt64(bytes.count), at: address.rawValue) { return }
     let range = GuestRange(start: address, byteCount: UInt64(bytes.count))
     try access(range, isWrite: true) { part, memory, handler throws(GuestMemoryError) in
       let origin = source + (part.start - address)
@@ -101,6 +103,41 @@ extension GuestMemory {
   }
 
   // MARK: -
+
+  /// What nearly every read is: of memory of one region. False, and nothing read, if it is not.
+  @inline(__always)
+  private func readOneRegion(
+    _ destination: UnsafeMutableRawPointer, _ count: UInt64, at address: UInt64
+  ) -> Bool {
+    let port = pm_readers_enter()
+    defer { pm_readers_leave(port) }
+    let table = published.load(ordering: .acquiring)
+    guard let entry = RegionTable.entry(of: table, at: address),
+      let base = entry.pointee.readBase
+    else { return false }
+    let offset = address &- entry.pointee.start
+    guard count <= entry.pointee.byteCount &- offset else { return false }
+    pm_guest_copy(destination, base + Int(offset), Int(count))
+    return true
+  }
+
+  /// The same for a write.
+  @inline(__always)
+  private func writeOneRegion(
+    _ source: UnsafeRawPointer, _ count: UInt64, at address: UInt64
+  ) -> Bool {
+    let port = pm_readers_enter()
+    defer { pm_readers_leave(port) }
+    let table = published.load(ordering: .acquiring)
+    guard let entry = RegionTable.entry(of: table, at: address),
+      let base = entry.pointee.writeBase
+    else { return false }
+    let offset = address &- entry.pointee.start
+    guard count <= entry.pointee.byteCount &- offset else { return false }
+    pm_guest_copy(base + Int(offset), source, Int(count))
+    if let dirty = entry.pointee.dirty { DirtyPages.mark(dirty, offset: offset, byteCount: count) }
+    return true
+  }
 
   /// Calls `body` for each part of a range, in ascending order: with memory, inside of the access; or with a device,
   /// outside of any.

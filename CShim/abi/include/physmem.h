@@ -182,7 +182,8 @@ PM_API int pm_regions(pm_machine *machine, pm_region *regions, uint32_t *count);
 PM_API int pm_region_add(pm_machine *machine, const pm_region *region);
 
 /* Removes the region that begins at `gpa`, of any kind. When it returns no access by pm_read and the like
- * is in the region; its memory is given back, and hva pointers into it are dead. A guest that still maps it
+ * is in its memory, which is given back, and hva pointers into it are dead. (A device may still be called by
+ * accesses that began before: see `release`.) A guest that still maps it
  * (KVM, vhost-user, Unicorn) must be told before. -ENOENT. -EBUSY: a pm_harvest is open. */
 PM_API int pm_region_remove(pm_machine *machine, uint64_t gpa);
 
