@@ -58,14 +58,14 @@ test-release: setup
 
 test-thread: setup
 	$(SWIFT) test --scratch-path .build-thread --sanitize=thread -Xcc -DPM_THREAD_SANITIZER \
-	  --disable-xctest --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMHostMapTests|PMGuestMapTests|PMStressTests'
+	  --disable-xctest --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMHostMapTests|PMGuestMapTests|PMGuestMemoryTests|PMStressTests'
 
 # With the leak check where worlds are made and given back as users do; the fixtures of the mapping tests
 # keep themselves alive (an observer's closure holds its fixture), so that theirs run without it.
 ADDRESS = $(SWIFT) test --scratch-path .build-address --sanitize=address --disable-xctest
 test-address: setup
 	ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=$(CURDIR)/.ci/leaks $(ADDRESS) \
-	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMStressTests'
+	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMGuestMemoryTests|PMStressTests'
 	ASAN_OPTIONS=detect_leaks=0 $(ADDRESS) --skip-build --filter 'PMHostMapTests|PMGuestMapTests'
 
 # `physmem stress` of a build with planted bugs (CShim/include/pm_planted.h) finds each of them.

@@ -104,6 +104,27 @@ extension GuestMemory {
     try change(Word.self, at: address) { Word.guestAdd($0, value) }
   }
 
+  /// Where a range is in this process: valid until its region is removed, which the caller keeps from happening, or
+  /// keeps a ``snapshot()``, whose function of this name has the rules and errors.
+  @inlinable @inline(__always)
+  public func hostAddress(
+    of range: GuestRange, writing: Bool
+  ) throws(GuestMemoryError) -> UnsafeMutableRawPointer {
+    let port = pm_readers_enter()
+    let table = published.load(ordering: .acquiring)
+    if let entry = RegionTable.entry(of: table, at: range.start.rawValue) {
+      let offset = range.start.rawValue &- entry.pointee.start
+      if range.byteCount &- 1 < entry.pointee.byteCount &- offset,
+        let base = writing ? entry.pointee.writeBase : entry.pointee.readBase
+      {
+        pm_readers_leave(port)
+        return base + Int(truncatingIfNeeded: offset)
+      }
+    }
+    pm_readers_leave(port)
+    return try snapshot().hostAddress(of: range, writing: writing)
+  }
+
   /// Does `body` with the address of an aligned word that may be written, and marks its page.
   @inlinable @inline(__always)
   func change<Word: GuestWord, Result>(

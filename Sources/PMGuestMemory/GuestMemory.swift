@@ -8,12 +8,13 @@ public import Synchronization
 ///
 /// Reads, writes, loads and stores find their region in a table that is published by one pointer and never changes;
 /// they take no lock and count no reference. Adding and removing regions publish another table; the old one is
-/// given back once no access uses it any more (``CPhysmemShim`` `pm_readers.h`). ``snapshot()`` keeps one for
-/// as long as the caller likes.
+/// given back once no access uses it any more. ``snapshot()`` keeps one for as long as the caller likes.
 ///
 /// All methods may be called from any thread at any time. Bytes that others write meanwhile (guests, devices,
 /// other processes) arrive in any mixture; words that are aligned are never torn. Nothing here orders accesses but
 /// the atomic ones.
+///
+/// Not to be called from a signal handler that may interrupt an access of its own thread.
 ///
 /// Writes come to a halt while memory is merged or forked; reads never.
 public final class GuestMemory: @unchecked Sendable {

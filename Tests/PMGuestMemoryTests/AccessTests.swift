@@ -22,7 +22,7 @@ import Testing
     func isMapped(_ address: Int) -> Bool {
       (0x1000..<0x6000).contains(address) || (0x8000..<0x9000).contains(address)
     }
-    for step in 0..<20_000 {
+    for step in 0..<8_000 {
       let start = random.below(0x9800)
       let count = random.below(10) == 0 ? random.below(0x3000) : 1 + random.below(40)
       let isAllowed = (start..<start + count).allSatisfy(isMapped)

@@ -127,8 +127,11 @@ import Testing
     let snapshot = memory.snapshot()
     func address(_ start: UInt64, _ count: UInt64, writing: Bool) throws -> UnsafeMutableRawPointer
     {
-      try snapshot.hostAddress(
-        of: GuestRange(start: GPA(start), byteCount: count), writing: writing)
+      let range = GuestRange(start: GPA(start), byteCount: count)
+      let direct = Result { try memory.hostAddress(of: range, writing: writing) }
+      let held = Result { try snapshot.hostAddress(of: range, writing: writing) }
+      #expect("\(direct)" == "\(held)")
+      return try direct.get()
     }
     #expect(try address(8, 0x1ff8, writing: true) == snapshot.regions[0].hostAddress.map { $0 + 8 })
     #expect(try address(0x2000, 0x1000, writing: false) == snapshot.regions[1].hostAddress)
