@@ -44,7 +44,7 @@ typedef struct pm_zone {
   int64_t nr_reserved_highatomic;
   uint64_t reserved1[5];
   // Lines 2 and 3: set at creation or seldom. `roomy` says whether the free counter is above
-  // `roomy_above`, from where on no order-0 watermark test fails whatever the request.
+  // `roomy_above`, from where on no watermark test fails for want of free frames, whatever the request.
   uint32_t roomy;
   uint32_t flags;
   int64_t roomy_above;
@@ -187,7 +187,11 @@ PM_INLINE void pm_lock_release(uint32_t *_Nonnull lock) {
 /// ThreadSanitizer. pre: the range lies in both tables.
 uint32_t pm_frames_sweep(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts, size_t n)
     __attribute__((visibility("hidden")));
-/// The same where count `i` is the word `i << shift`.
+/// The same for an aligned block of `n` frames, a power of 2, without the first frame's state word; its
+/// count is looked at.
+uint32_t pm_frames_sweep_block(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts,
+                               size_t n) __attribute__((visibility("hidden")));
+/// As `pm_frames_sweep`, where count `i` is the word `i << shift`.
 uint32_t pm_frames_sweep_strided(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts,
                                  size_t n, uint32_t shift) __attribute__((visibility("hidden")));
 /// Stores `value` in `n` state words. As above; the buddy mark is in neither old nor new value.

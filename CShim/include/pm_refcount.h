@@ -47,6 +47,27 @@ PM_INLINE void pm_refcount_inc_relaxed(int32_t *_Nonnull count) {
   __atomic_fetch_add(count, 1, __ATOMIC_RELAXED);
 }
 
+/// What a get found.
+typedef struct pm_refcount_get {
+  /// The count before it.
+  int32_t old;
+  /// The count went past the largest value.
+  bool overflowed;
+} pm_refcount_get;
+
+/// As `pm_refcount_fetch_inc_relaxed`, and says whether the count went past the largest value. On x86-64 that is
+/// a flag of the exchange-add, so that a caller has one comparison to make; see `pm_refcount_dec_outcome_seq_cst`.
+PM_INLINE pm_refcount_get pm_refcount_get_relaxed(int32_t *_Nonnull count) {
+#if defined(__x86_64__) && !defined(PM_THREAD_SANITIZER) && !defined(PM_PLANTED_BUGS)
+  pm_refcount_get get = {1, false};
+  __asm__ volatile("lock xaddl %0, %1" : "+r"(get.old), "+m"(*count), "=@cco"(get.overflowed));
+  return get;
+#else
+  int32_t old = pm_refcount_fetch_inc_relaxed(count);
+  return (pm_refcount_get){old, old == INT32_MAX};
+#endif
+}
+
 /// Subtracts 1. Relaxed. Mirrors `page_ref_dec`.
 PM_INLINE void pm_refcount_dec_relaxed(int32_t *_Nonnull count) {
   __atomic_fetch_sub(count, 1, __ATOMIC_RELAXED);

@@ -58,9 +58,10 @@ extension FrameTable {
   /// wraps silently; so does this, and false tells.
   @inlinable @inline(__always) @discardableResult
   public func increment(_ pfn: PFN) -> Bool {
-    let old = pm_refcount_fetch_inc_relaxed(countWord(pfn))
-    // One comparison for 0, below 0, and the largest value.
-    if UInt32(bitPattern: old &- 1) >= 0x7fff_fffe { return raisedUnusually(pfn, from: old, by: 1) }
+    let get = pm_refcount_get_relaxed(countWord(pfn))
+    if _slowPath(get.overflowed) || _slowPath(get.old <= 0) {
+      return raisedUnusually(pfn, from: get.old, by: 1)
+    }
     return true
   }
 

@@ -29,9 +29,22 @@ public final class FrameTable: @unchecked Sendable {
   @usableFromInline package let pageblocks: UnsafeMutablePointer<UInt8>
   /// Two bits per pageblock, see ``PageblockMarks``.
   @usableFromInline package let marks: UnsafeMutablePointer<UInt8>
+  /// A byte per pageblock, see ``PageblockMarks``. Written under the zone's lock only, and so apart from
+  /// the marks, which any thread may set: a split and a merge need no locked instruction for it.
+  package let broken: UnsafeMutablePointer<UInt8>
   /// How many list heads stand below link 0; head `i` has the index `-i` as a signed link value.
   package let sentinelCount: Int
   private let mapping: TableMapping
+
+  /// How far into their pages the tables of states and counts start, in whole cache lines; that of the
+  /// links starts at 0.
+  ///
+  /// A processor looks for a store that a load depends on by the low 12 bits of the address first. The
+  /// links, states and counts of the frames that a split or a merge visits lie at powers of two times 8, 2
+  /// and 4, so that tables which all start at a page would make every other load wait for a store to
+  /// another table. No difference of these three is a difference of two powers of two.
+  private static let stateOffset = 1472
+  private static let countOffset = 2752
 
   /// Maps the table of `frameCount` frames with room for `sentinelCount` list heads.
   ///
@@ -47,24 +60,27 @@ public final class FrameTable: @unchecked Sendable {
     func pages(_ bytes: Int) -> Int { (bytes + 4095) & ~4095 }
     let headBytes = pages(heads * 8)
     let linkBytes = pages((padded + block) * 8)
-    let stateBytes = pages(padded * 2)
-    let countBytes = pages(padded * layout.stride)
+    let stateBytes = pages(FrameTable.stateOffset + padded * 2)
+    let countBytes = pages(FrameTable.countOffset + padded * layout.stride)
     let blockBytes = pages(padded / Order.pageblockFrames)
     let mapping = try TableMapping(
-      byteCount: headBytes + linkBytes + stateBytes + countBytes + 2 * blockBytes)
+      byteCount: headBytes + linkBytes + stateBytes + countBytes + 3 * blockBytes)
     var cursor = mapping.base + headBytes
     links = cursor.bindMemory(to: pm_link.self, capacity: padded + block)
     cursor += linkBytes
-    states = cursor.bindMemory(to: UInt16.self, capacity: padded)
+    states = (cursor + FrameTable.stateOffset).bindMemory(to: UInt16.self, capacity: padded)
     cursor += stateBytes
     refcountLayout = layout
     counts = CountTable(
-      base: cursor.bindMemory(to: Int32.self, capacity: padded << layout.wordShift),
+      base: (cursor + FrameTable.countOffset).bindMemory(
+        to: Int32.self, capacity: padded << layout.wordShift),
       layout: layout)
     cursor += countBytes
     pageblocks = cursor.bindMemory(to: UInt8.self, capacity: padded / Order.pageblockFrames)
     cursor += blockBytes
     marks = cursor.bindMemory(to: UInt8.self, capacity: padded / Order.pageblockFrames)
+    cursor += blockBytes
+    broken = cursor.bindMemory(to: UInt8.self, capacity: padded / Order.pageblockFrames)
     self.frameCount = frameCount
     packedCount = layout == .packed ? frameCount : 0
     self.sentinelCount = headBytes / 8

@@ -94,8 +94,8 @@ extension CPU {
   private func withLock<Result>(
     of zone: UnsafeMutablePointer<pm_zone>, _ body: () -> Result
   ) -> Result {
-    pm_lock_acquire(&zone.pointee.lock)
-    defer { pm_lock_release(&zone.pointee.lock) }
+    core.lock(zone)
+    defer { core.unlock(zone) }
     return body()
   }
 }

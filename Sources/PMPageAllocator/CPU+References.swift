@@ -119,16 +119,16 @@ extension CPU {
     }
   }
 
+  /// pre: the frame lies in `home`, whose zone is `zone`.
   @inline(__always)
-  func freeLastReference(_ zone: UnsafeMutablePointer<pm_zone>, _ head: UInt32) {
+  mutating func freeLastReference(_ zone: UnsafeMutablePointer<pm_zone>, _ head: UInt32) {
     let state = core.state(head)
     if state & (FrameState.detail | FrameState.lru) != 0 { leaveLists(head) }
     if state & FrameState.head != 0 {
       noteFree(head, order: UInt32(state & FrameState.orderMask))
       core.free(zone, head, order: UInt32(state & FrameState.orderMask))
     } else {
-      noteFree(head, order: 0)
-      core.freePerCPU(zone, head, order: 0)
+      freeSingle(head)
     }
   }
 

@@ -40,7 +40,10 @@ public struct CPU: ~Copyable, @unchecked Sendable {
   /// and never fails so, nor does a request with `.noFail`. A failure is the error that the same
   /// request would give where memory is short; ``injectedFailureCount`` tells them apart.
   public var failPageAlloc: AllocationFaults? {
-    didSet { faultState = AllocationFaultState(failPageAlloc, seed: failPageAllocSeed) }
+    didSet {
+      faultState = AllocationFaultState(failPageAlloc, seed: failPageAllocSeed)
+      route = .none(core)
+    }
   }
   /// Where the random numbers of ``failPageAlloc`` start: the same seed, faults and requests give the
   /// same failures. Setting it starts everything anew.
@@ -50,7 +53,9 @@ public struct CPU: ~Copyable, @unchecked Sendable {
   /// How many allocations ``failPageAlloc`` made fail since the CPU was claimed.
   public internal(set) var injectedFailureCount: Int = 0
   var faultState = AllocationFaultState(nil, seed: 0)
-  private var lastSegment: UnsafeMutablePointer<pm_segment>
+  var route: AllocationRoute
+  /// Where the frame that was freed last lies, most likely also the next.
+  var home: FreeRoute
 
   init(machine: Machine, index: Int, node: Int, core: Core) {
     self.machine = machine
@@ -58,7 +63,8 @@ public struct CPU: ~Copyable, @unchecked Sendable {
     self.node = node
     self.core = core
     freePagesForm = machine.model.freePages
-    lastSegment = core.segments
+    route = .none(core)
+    home = FreeRoute(core, core.segments)
   }
 
   deinit { machine.giveBack(cpu: index) }
@@ -72,13 +78,17 @@ public struct CPU: ~Copyable, @unchecked Sendable {
   public mutating func allocatePages(
     order: Int = 0, gfp: GFP = .kernel
   ) throws(AllocationError) -> PFN {
-    let index = allocate(order: order, gfp: gfp.rawValue, node: node)
-    if index == Core.none { throw failure(order: order, gfp: gfp, node: node) }
-    return PFN(index)
+    if order == 0 {
+      let index = allocateSingle(gfp: gfp.rawValue)
+      if index != Core.none { return PFN(index) }
+    } else if order >= 4, order != 9 {
+      return try allocateBuddy(order: order, gfp: gfp)
+    }
+    return try allocatePages(order: order, gfp: gfp, node: node)
   }
 
   /// The same with a preferred node. Mirrors `__alloc_pages(gfp, order, nid, NULL)`.
-  @discardableResult
+  @discardableResult @inline(never)
   public mutating func allocatePages(
     order: Int = 0, gfp: GFP = .kernel, node: Int
   ) throws(AllocationError) -> PFN {
@@ -109,6 +119,7 @@ public struct CPU: ~Copyable, @unchecked Sendable {
       highest: GFP(rawValue: flags).highestZoneIndex,
       zonelist: node &* 2 &+ Int((flags >> 21) & 1))
     guard core.zonelistStart(request) != core.zonelistEnd(request) else { return Core.none }
+    if gfp != route.gfp, node == self.node { noteRoute(request, gfp: gfp) }
     return core.allocate(request)
   }
 
@@ -138,6 +149,22 @@ public struct CPU: ~Copyable, @unchecked Sendable {
   @inline(__always)
   public mutating func freePages(_ pfn: PFN, order: Int) {
     let index = pfn.rawValue
+    if order == 0, index &- home.start < home.count {
+      pm_prefetch_write(core.link(index))
+      let isHead = core.state(index) & FrameState.head != 0
+      if pm_refcount_dec_and_test_seq_cst(core.counts[index]) {
+        freeSingle(index)
+      } else {
+        freePieces(home.zone, index, order: 0, wasHead: isHead)
+      }
+      return
+    }
+    freeBlock(index, order: order)
+  }
+
+  /// The same for a block, or for a frame elsewhere than the last one.
+  @inline(never)
+  private mutating func freeBlock(_ index: UInt32, order: Int) {
     let zone = checkedZone(of: index, order: order)
     let width = UInt32(truncatingIfNeeded: order)
     // The link is written after the locked decrement, which waits for earlier stores: fetched now,
@@ -210,20 +237,16 @@ public struct CPU: ~Copyable, @unchecked Sendable {
   /// The zone of a frame; stops the process where no zone has it.
   @inline(__always)
   mutating func zone(of index: UInt32) -> UnsafeMutablePointer<pm_zone> {
-    let segment = lastSegment
-    if index &- segment.pointee.start < segment.pointee.count {
-      return core.zones + Int(segment.pointee.zone)
-    }
-    return zoneElsewhere(index)
+    if index &- home.start >= home.count { goHome(to: index) }
+    return home.zone
   }
 
   @inline(never)
-  private mutating func zoneElsewhere(_ index: UInt32) -> UnsafeMutablePointer<pm_zone> {
+  private mutating func goHome(to index: UInt32) {
     guard let segment = core.segment(containing: index) else {
       fatalError("PFN \(PFN(index)) is in no zone of the machine")
     }
-    lastSegment = segment
-    return core.zones + Int(segment.pointee.zone)
+    home = FreeRoute(core, segment)
   }
 
   /// The same for a block, with its order and alignment checked.

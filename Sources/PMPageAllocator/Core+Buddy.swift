@@ -7,22 +7,53 @@ internal import PMUnits
 extension Core {
   /// The smallest sufficient block of a type, split down; `Core.none` where the lists have none.
   /// Mirrors `__rmqueue_smallest` with `expand`, Linux 6.1.
-  @inline(__always)
+  @inline(never)
   func takeSmallest(
     _ zone: UnsafeMutablePointer<pm_zone>, order: UInt32, type: UInt8
   ) -> UInt32 {
-    let mask = nonemptyOrders(zone, type: type) >> UInt16(truncatingIfNeeded: order)
-    if mask == 0 { return Core.none }
-    let found = order &+ UInt32(truncatingIfNeeded: mask.trailingZeroBitCount)
-    let index = next(freeList(zone, order: found, type: type))
-    guard deleteBlock(zone, index, order: found) else { return Core.none }
-    if found >= 9, order < 9 { markBroken(index, frames: 1) }
-    var piece = found
-    while piece > order {
-      piece &-= 1
-      addBlock(zone, index &+ (1 << piece), order: piece, type: type, toBack: false)
+    let mask = pm_zone_nonempty(zone) + Int(type)
+    let orders = UInt32(pm_state_load_relaxed(mask))
+    let sufficient = orders &>> order
+    if sufficient == 0 { return Core.none }
+    let found = order &+ UInt32(truncatingIfNeeded: sufficient.trailingZeroBitCount)
+    let links = blockLinks
+    let head = freeList(zone, order: found, type: type)
+    let index = links.next(head)
+    let after = links.next(index)
+    guard links.previous(index) == head, links.previous(after) == index else {
+      return takeSmallestElsewhere(zone, index, order: order, found: found, type: type)
     }
-    setState(index, state(index) | UInt16(type) << FrameState.migratetypeShift)
+    if after == head {
+      links.setEmpty(head)
+      pm_state_store_relaxed(mask, UInt16(truncatingIfNeeded: orders ^ (1 &<< found)))
+    } else {
+      links.setNext(head, after)
+      links.setPrevious(after, head)
+    }
+    links.set(index, next: Core.poison, previous: Core.poison)
+    let kept = state(index) & ~(FrameState.harmless | FrameState.buddy)
+    setState(
+      index, kept | FrameState.touched | UInt16(type) &<< FrameState.migratetypeShift)
+    (pm_zone_nr_free(zone) + Int(found)).pointee &-= 1
+    if found > order {
+      if found >= 9, order < 9 { markBroken(index) }
+      listRest(zone, index, after: 1 &<< order, found: found, type: type)
+    }
+    return index
+  }
+
+  /// The same where the first block of the list is not linked as it should be.
+  @inline(never)
+  private func takeSmallestElsewhere(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32, order: UInt32, found: UInt32,
+    type: UInt8
+  ) -> UInt32 {
+    guard deleteBlock(zone, index, order: found) else { return Core.none }
+    if found > order {
+      if found >= 9, order < 9 { markBroken(index) }
+      listRest(zone, index, after: 1 &<< order, found: found, type: type)
+    }
+    setState(index, state(index) | UInt16(type) &<< FrameState.migratetypeShift)
     return index
   }
 
@@ -55,7 +86,7 @@ extension Core {
   ) -> UInt32 {
     let pageset = pagesets + Int(zone.pointee.index)
     while true {
-      pm_lock_acquire(&zone.pointee.lock)
+      lock(zone)
       var index = Core.none
       if flags & AllocFlags.highatomic != 0 { index = takeSmallest(zone, order: order, type: 3) }
       if index == Core.none { index = takeBlock(zone, order: order, type: type, flags: flags) }
@@ -63,11 +94,11 @@ extension Core {
         index = takeSmallest(zone, order: order, type: 3)
       }
       guard index != Core.none else {
-        pm_lock_release(&zone.pointee.lock)
+        unlock(zone)
         return Core.none
       }
-      addFreePages(zone, pageset, -(1 << Int32(order)))
-      pm_lock_release(&zone.pointee.lock)
+      addFreePages(zone, pageset, 0 &- (1 &<< Int32(truncatingIfNeeded: order)))
+      unlock(zone)
       if isCleanForAllocation(index, order: order, moment: .allocation) {
         return index
       }
@@ -80,11 +111,15 @@ extension Core {
     _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
     _ freed: UInt32, order freedOrder: UInt32, type: UInt8, toTail: Bool
   ) {
-    if type != 4 { addFreePages(zone, pageset, 1 << Int32(freedOrder)) }
+    if type != 4 { addFreePages(zone, pageset, 1 &<< Int32(truncatingIfNeeded: freedOrder)) }
     insertBlock(zone, freed, order: freedOrder, type: type, toTail: toTail)
   }
 
   /// The part of `freeBlock` after the counters.
+  ///
+  /// In most merges the buddy is the only block of its list, the one of the type: what a split left. That
+  /// is seen by two links, and both are then written as constants.
+  @inline(never)
   func insertBlock(
     _ zone: UnsafeMutablePointer<pm_zone>, _ freed: UInt32, order freedOrder: UInt32, type: UInt8,
     toTail: Bool
@@ -92,14 +127,20 @@ extension Core {
     var index = freed
     var order = freedOrder
     let bordersShared = zone.pointee.reserved2 != 0
+    if !bordersShared, order < 9 {
+      let ladder = BuddyLadder(
+        links: blockLinks, states: states, blocks: pm_zone_nr_free(zone),
+        list: freeList(zone, order: 0, type: type))
+      (index, order) = ladder.merge(index, order: order, mixes: mixesFreely(index, type: type))
+      // The lists of the orders that were merged are empty.
+      let mask = pm_zone_nonempty(zone) + Int(type)
+      let merged = (1 &<< order) &- (1 &<< freedOrder)
+      pm_state_store_relaxed(mask, mask.pointee & ~UInt16(truncatingIfNeeded: merged))
+    }
     while order < 10 {
-      let buddy = index ^ (1 << order)
+      let buddy = index ^ (1 &<< order)
       guard isBuddy(buddy, order: order) else { break }
-      if bordersShared, !contains(zone, buddy) { break }
-      if order == 9 {
-        let buddyType = pageblockType(buddy)
-        if buddyType != type, type >= 3 || buddyType >= 3 { break }
-      }
+      if bordersShared || order == 9, !mayMerge(zone, buddy, order: order, type: type) { break }
       guard deleteBlock(zone, buddy, order: order) else { break }
       index &= buddy
       order &+= 1
@@ -108,17 +149,39 @@ extension Core {
     if !toBack, order <= 8 {
       // If the block that would be the buddy of the next merge is free, this one is likely to merge
       // soon: keep it from being handed out.
-      let above = (index & ~(1 << order)) ^ (1 << (order &+ 1))
+      let above = (index & ~(1 &<< order)) ^ (2 &<< order)
       toBack = isBuddy(above, order: order &+ 1) && (!bordersShared || contains(zone, above))
     }
     addBlock(zone, index, order: order, type: type, toBack: toBack)
+  }
+
+  /// The rest of the test of a buddy: that it lies in the zone, and that no pageblock of a special type is
+  /// merged with one of another.
+  @inline(never)
+  private func mayMerge(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ buddy: UInt32, order: UInt32, type: UInt8
+  ) -> Bool {
+    if zone.pointee.reserved2 != 0, !contains(zone, buddy) { return false }
+    return order < 9 || mixesFreely(buddy ^ 512, type: type)
+  }
+
+  /// Whether the other pageblock of a block of order 10 may be merged with this one's.
+  @inline(__always)
+  private func mixesFreely(_ index: UInt32, type: UInt8) -> Bool {
+    let other = pageblockType(index ^ 512)
+    return other == type || (other < 3 && type < 3)
   }
 
   /// Whether a frame heads a free block of exactly this order, below 10. An untouched block of order
   /// 10 has state zero and never qualifies.
   @inline(__always)
   func isBuddy(_ index: UInt32, order: UInt32) -> Bool {
-    state(index) & (FrameState.buddy | FrameState.orderMask)
+    Core.isBuddy(state(index), order: order)
+  }
+
+  @inline(__always)
+  static func isBuddy(_ state: UInt16, order: UInt32) -> Bool {
+    state & (FrameState.buddy | FrameState.orderMask)
       == FrameState.buddy | UInt16(truncatingIfNeeded: order)
   }
 
@@ -128,11 +191,11 @@ extension Core {
   /// Frames that fill an aligned block are freed as that block, see `freeRun`.
   func freeSurplus(_ zone: UnsafeMutablePointer<pm_zone>, _ frames: Range<UInt32>) {
     guard isClean(frames.lowerBound, order: 0, blocks: UInt32(frames.count)) else {
-      for index in frames { freeToBuddy(zone, index, order: 0, toTail: true) }
+      for index in frames { freeSurplus(zone, index) }
       return
     }
     let pageset = pagesets + Int(zone.pointee.index)
-    pm_lock_acquire(&zone.pointee.lock)
+    lock(zone)
     var start = frames.lowerBound
     while start < frames.upperBound {
       let order = Core.largestPiece(at: start, within: frames.upperBound &- start)
@@ -141,19 +204,25 @@ extension Core {
       insertBlock(zone, start, order: order, type: type, toTail: true)
       start &+= 1 << order
     }
-    pm_lock_release(&zone.pointee.lock)
+    unlock(zone)
+  }
+
+  @inline(never)
+  private func freeSurplus(_ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32) {
+    freeToBuddy(zone, index, order: 0, toTail: true)
   }
 
   /// Frees a block past the per-CPU lists, testing its first page too. Takes the lock. Mirrors
   /// `__free_pages_ok`.
+  @inline(__always)
   func freeToBuddy(
     _ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32, order: UInt32, toTail: Bool = false
   ) {
     guard prepareFree(index, order: order, testsFirst: true) else { return }
     let pageset = pagesets + Int(zone.pointee.index)
-    pm_lock_acquire(&zone.pointee.lock)
+    lock(zone)
     freeBlock(
       zone, pageset, index, order: order, type: pageblockType(index), toTail: toTail)
-    pm_lock_release(&zone.pointee.lock)
+    unlock(zone)
   }
 }

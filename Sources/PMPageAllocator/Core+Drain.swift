@@ -21,7 +21,7 @@ extension Core {
     if slot < 3 {
       for ahead in 0..<Core.fetchDistance { fetchFrame(ring[Int((oldest &+ ahead) & mask)]) }
     }
-    pm_lock_acquire(&zone.pointee.lock)
+    lock(zone)
     let hasIsolated = zone.pointee.nr_isolate_pageblock != 0
     var position = slot
     // One turn over all lists: a list is emptied before the next is visited.
@@ -52,7 +52,7 @@ extension Core {
       }
       position = position == 13 ? 0 : position &+ 1
     }
-    pm_lock_release(&zone.pointee.lock)
+    unlock(zone)
   }
 
   /// Blocks that leave a per-CPU list together: neighbours in memory, one after another on the list.

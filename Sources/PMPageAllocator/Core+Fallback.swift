@@ -145,8 +145,8 @@ extension Core {
   func reserveHighatomic(_ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32) {
     let limit = Int64(zone.pointee.managed_pages / 100 + 512)
     if pm_counter_load_relaxed(&zone.pointee.nr_reserved_highatomic) >= limit { return }
-    pm_lock_acquire(&zone.pointee.lock)
-    defer { pm_lock_release(&zone.pointee.lock) }
+    lock(zone)
+    defer { unlock(zone) }
     let reserved = zone.pointee.nr_reserved_highatomic
     guard reserved < limit, pageblockType(index) < 3 else { return }
     pm_counter_store_relaxed(&zone.pointee.nr_reserved_highatomic, reserved + 512)

@@ -8,52 +8,89 @@ internal import PMUnits
 // The kernel of the traces checks every insertion and removal (DEBUG_LIST with
 // BUG_ON_DATA_CORRUPTION) and stops on the first inconsistency. So do these: they report it, change
 // nothing and return false.
-extension Core {
+//
+// The links are a value of one word, as a loop that stores links has to read again every pointer that it
+// does not hold in a local.
+struct BlockLinks {
+  let base: UnsafeMutablePointer<pm_link>
+
   @inline(__always)
-  func link(_ index: UInt32) -> UnsafeMutablePointer<pm_link> {
-    links + Int(Int32(bitPattern: index))
+  subscript(index: UInt32) -> UnsafeMutablePointer<pm_link> {
+    base + Int(Int32(bitPattern: index))
   }
   @inline(__always)
-  func next(_ index: UInt32) -> UInt32 { link(index).pointee.next &+ index &+ 1024 }
+  func next(_ index: UInt32) -> UInt32 { self[index].pointee.next &+ index &+ 1024 }
   @inline(__always)
-  func previous(_ index: UInt32) -> UInt32 { link(index).pointee.prev &+ index &- 1024 }
+  func previous(_ index: UInt32) -> UInt32 { self[index].pointee.prev &+ index &- 1024 }
   @inline(__always)
   func setNext(_ index: UInt32, _ value: UInt32) {
     // Atomic because a CPU may look at a list's first block before it takes the lock.
-    pm_link_next_store_relaxed(link(index), value &- index &- 1024)
+    pm_link_next_store_relaxed(self[index], value &- index &- 1024)
   }
   @inline(__always)
   func setPrevious(_ index: UInt32, _ value: UInt32) {
-    link(index).pointee.prev = value &- index &+ 1024
+    self[index].pointee.prev = value &- index &+ 1024
   }
+  /// Whether a list holds this block and no other.
+  @inline(__always)
+  func isAlone(_ index: UInt32, on head: UInt32) -> Bool {
+    let distance = index &- head
+    return self[head].pointee.next == distance &- 1024
+      && self[index].pointee.next == 0 &- distance &- 1024
+      && self[head].pointee.prev == distance &+ 1024
+      && self[index].pointee.prev == 0 &- distance &+ 1024
+  }
+  /// Makes a list head stand for an empty list.
+  @inline(__always)
+  func setEmpty(_ head: UInt32) {
+    pm_link_store_relaxed(self[head], pm_link(next: 0 &- 1024, prev: 1024))
+  }
+  /// Both at once.
+  @inline(__always)
+  func set(_ index: UInt32, next: UInt32, previous: UInt32) {
+    pm_link_store_relaxed(
+      self[index], pm_link(next: next &- index &- 1024, prev: previous &- index &+ 1024))
+  }
+}
+
+extension Core {
+  @inline(__always)
+  var blockLinks: BlockLinks { BlockLinks(base: links) }
+  @inline(__always)
+  func link(_ index: UInt32) -> UnsafeMutablePointer<pm_link> { blockLinks[index] }
+  @inline(__always)
+  func next(_ index: UInt32) -> UInt32 { blockLinks.next(index) }
+  @inline(__always)
+  func previous(_ index: UInt32) -> UInt32 { blockLinks.previous(index) }
+  @inline(__always)
+  func setNext(_ index: UInt32, _ value: UInt32) { blockLinks.setNext(index, value) }
+  @inline(__always)
+  func setPrevious(_ index: UInt32, _ value: UInt32) { blockLinks.setPrevious(index, value) }
 
   /// Makes a list head stand for an empty list.
-  func makeEmpty(_ head: UInt32) {
-    setNext(head, head)
-    setPrevious(head, head)
-  }
+  func makeEmpty(_ head: UInt32) { blockLinks.setEmpty(head) }
 
   /// Inserts at the end from which the allocator takes. Mirrors `list_add`.
   @inline(__always) @discardableResult
   func addFront(_ head: UInt32, _ index: UInt32) -> Bool {
-    let first = next(head)
-    if previous(first) != head || first == index { return corruptedAdd(index) }
-    setPrevious(first, index)
-    setNext(index, first)
-    setPrevious(index, head)
-    setNext(head, index)
+    let links = blockLinks
+    let first = links.next(head)
+    if links.previous(first) != head || first == index { return corruptedAdd(index) }
+    links.setPrevious(first, index)
+    links.set(index, next: first, previous: head)
+    links.setNext(head, index)
     return true
   }
 
   /// Inserts at the other end. Mirrors `list_add_tail`.
   @inline(__always) @discardableResult
   func addBack(_ head: UInt32, _ index: UInt32) -> Bool {
-    let last = previous(head)
-    if next(last) != head || last == index { return corruptedAdd(index) }
-    setPrevious(head, index)
-    setNext(index, head)
-    setPrevious(index, last)
-    setNext(last, index)
+    let links = blockLinks
+    let last = links.previous(head)
+    if links.next(last) != head || last == index { return corruptedAdd(index) }
+    links.setPrevious(head, index)
+    links.set(index, next: head, previous: last)
+    links.setNext(last, index)
     return true
   }
 
@@ -61,22 +98,28 @@ extension Core {
   /// list is empty now, `Core.none` if not, and nil where the list is corrupted. Mirrors `list_del`.
   @inline(__always)
   func delete(_ index: UInt32) -> UInt32? {
-    let after = next(index)
-    let before = previous(index)
-    if previous(after) != index || next(before) != index { return corruptedDelete(index) }
-    setPrevious(after, before)
-    setNext(before, after)
-    pm_link_store_relaxed(
-      link(index),
-      pm_link(next: Core.poison &- index &- 1024, prev: Core.poison &- index &+ 1024))
+    let links = blockLinks
+    let after = links.next(index)
+    let before = links.previous(index)
+    if links.previous(after) != index || links.next(before) != index {
+      return corruptedDelete(index)
+    }
+    links.setPrevious(after, before)
+    links.setNext(before, after)
+    links.set(index, next: Core.poison, previous: Core.poison)
     return after == before ? after : Core.none
   }
 
-  @inline(never)
+  @inline(__always)
   private func corruptedAdd(_ index: UInt32) -> Bool {
+    reportCorruptedAdd(index)
+    return false
+  }
+
+  @inline(never)
+  func reportCorruptedAdd(_ index: UInt32) {
     log.takeUnretainedValue().append(
       .listCorruption(pfn: PFN(index), what: "list_add corruption or double add"))
-    return false
   }
 
   @inline(never)
@@ -109,13 +152,13 @@ extension Core {
   /// Puts a block at the front of a per-CPU list. Mirrors `list_add`.
   @inline(__always)
   func pushFront(_ head: UInt32, _ index: UInt32) -> Bool {
-    let first = next(head)
+    let links = blockLinks
+    let first = links.next(head)
     if first == index { return corruptedAdd(index) }
-    setPrevious(first, index)
-    setNext(index, first)
-    // Only says that the block is on no other list any more.
-    setPrevious(index, head)
-    setNext(head, index)
+    links.setPrevious(first, index)
+    // `prev` only says that the block is on no other list any more.
+    links.set(index, next: first, previous: head)
+    links.setNext(head, index)
     return true
   }
 
@@ -151,23 +194,52 @@ extension Core {
     let head = freeList(zone, order: order, type: type)
     guard toBack ? addBack(head, index) : addFront(head, index) else { return false }
     let mask = pm_zone_nonempty(zone) + Int(type)
-    pm_state_store_relaxed(mask, mask.pointee | (1 << UInt16(truncatingIfNeeded: order)))
+    pm_state_store_relaxed(mask, mask.pointee | (1 &<< UInt16(truncatingIfNeeded: order)))
     (pm_zone_nr_free(zone) + Int(order)).pointee &+= 1
     noteListed(index, order: order)
     return true
+  }
+
+  /// Lists and marks what is left of a free block of order `found`, taken off its list, when frames were
+  /// cut off its front: from `rest` frames after its first on, in the largest pieces, none below `order`.
+  /// pre: the zone's lock is held, and `found` is the lowest order from `order` on of which the type has
+  /// a block; all the lists that the pieces go to are empty, then.
+  @inline(__always)
+  func listRest(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32, after rest: UInt32, found: UInt32,
+    type: UInt8
+  ) {
+    let end: UInt32 = 1 &<< found
+    let ladder = BuddyLadder(
+      links: blockLinks, states: states, blocks: pm_zone_nr_free(zone),
+      list: freeList(zone, order: 0, type: type))
+    // Cut at a power of two, one piece of each order is left.
+    let order = UInt32(truncatingIfNeeded: rest.trailingZeroBitCount)
+    if rest & (rest &- 1) == 0 {
+      ladder.split(index, order: order, found: found)
+    } else {
+      ladder.listRest(index, rest..<end)
+    }
+    let mask = pm_zone_nonempty(zone) + Int(type)
+    // The pieces' orders are the bits of what is left.
+    pm_state_store_relaxed(mask, mask.pointee | UInt16(truncatingIfNeeded: end &- rest))
+    if found < 9 {
+      noteListed(index, order: 0)
+    } else if rest <= end &- 512 {
+      noteListed(index &+ end &- 512, order: 9)
+    }
   }
 
   /// Keeps the pageblock's marks: a block of order 9 or 10 makes it whole, a smaller one in a whole
   /// pageblock is out of the ordinary.
   @inline(__always)
   private func noteListed(_ index: UInt32, order: UInt32) {
-    let block = marks + Int(index >> 9)
-    let isBroken = pm_pageblock_load_relaxed(block) & PageblockMarks.broken != 0
+    let block = broken + Int(index &>> 9)
     if order < 9 {
-      if !isBroken { markUnusual(index) }
+      if pm_pageblock_load_relaxed(block) == 0 { markUnusual(index) }
     } else {
-      if isBroken { pm_marks_clear(block, PageblockMarks.broken) }
-      if order == 10 { pm_marks_clear(block + 1, PageblockMarks.broken) }
+      pm_pageblock_store_relaxed(block, 0)
+      if order == 10 { pm_pageblock_store_relaxed(block + 1, 0) }
     }
   }
 
@@ -197,8 +269,8 @@ extension Core {
     // The block may sit on a list of any type, so the head that became empty tells which.
     let slot = head &- UInt32(bitPattern: zone.pointee.list_base)
     guard slot < 80 else { return }
-    let mask = pm_zone_nonempty(zone) + Int(slot >> 4)
-    pm_state_store_relaxed(mask, mask.pointee & ~(1 << UInt16(truncatingIfNeeded: slot & 15)))
+    let mask = pm_zone_nonempty(zone) + Int(slot &>> 4)
+    pm_state_store_relaxed(mask, mask.pointee & ~(1 &<< UInt16(truncatingIfNeeded: slot & 15)))
   }
 
   /// Moves a free block to the back of another type's list of its order. Mirrors

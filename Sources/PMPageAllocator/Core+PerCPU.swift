@@ -50,7 +50,7 @@ extension Core {
     let wanted = batch > 1 ? max(batch >> order, 2) : 1
     var runCount = 0
     var taken: UInt32 = 0
-    pm_lock_acquire(&zone.pointee.lock)
+    lock(zone)
     fetchZone(zone, type: type)
     while taken < wanted {
       var run = takeRun(zone, order: order, type: type, atMost: wanted - taken)
@@ -64,7 +64,7 @@ extension Core {
       taken += run.count
     }
     if taken > 0 { addFreePages(zone, pageset, -Int32(taken << order)) }
-    pm_lock_release(&zone.pointee.lock)
+    unlock(zone)
     for run in 0..<runCount {
       if order == 0 { fetchCounts(runs[run]) }
       linkRun(pageset, head, runs[run], order: order, type: type)
@@ -100,14 +100,14 @@ extension Core {
   private func takeRun(
     _ zone: UnsafeMutablePointer<pm_zone>, order: UInt32, type: UInt8, atMost: UInt32
   ) -> TakenRun {
-    let mask = nonemptyOrders(zone, type: type) >> UInt16(truncatingIfNeeded: order)
+    let mask = UInt32(nonemptyOrders(zone, type: type)) &>> order
     guard mask != 0 else { return TakenRun(start: Core.none, count: 0) }
     let found = order &+ UInt32(truncatingIfNeeded: mask.trailingZeroBitCount)
     let index = next(freeList(zone, order: found, type: type))
-    let blocks: UInt32 = 1 << (found &- order)
+    let blocks: UInt32 = 1 &<< (found &- order)
     let count = min(blocks, atMost)
-    var rest = count << order
-    if rest < 1 << found {
+    let rest = count &<< order
+    if rest < 1 &<< found {
       pm_prefetch_write(link(index &+ rest))
       pm_prefetch_write(states + Int(index &+ rest))
     }
@@ -116,11 +116,7 @@ extension Core {
     }
     if order == 9 { fetchFollowing(index) }
     if found >= 9, order < 9 { markBroken(index, frames: rest) }
-    while rest < 1 << found {
-      let piece = UInt32(truncatingIfNeeded: rest.trailingZeroBitCount)
-      addBlock(zone, index &+ rest, order: piece, type: type, toBack: false)
-      rest &+= 1 << piece
-    }
+    if rest < 1 &<< found { listRest(zone, index, after: rest, found: found, type: type) }
     return TakenRun(start: index, count: count)
   }
 
@@ -219,9 +215,9 @@ extension Core {
     _ index: UInt32, order: UInt32, type: UInt8
   ) {
     if type == 4 {
-      pm_lock_acquire(&zone.pointee.lock)
+      lock(zone)
       freeBlock(zone, pageset, index, order: order, type: type, toTail: false)
-      pm_lock_release(&zone.pointee.lock)
+      unlock(zone)
     } else {
       commit(zone, pageset, index, order: order, listType: 1)
     }
@@ -297,7 +293,7 @@ extension Core {
   }
 
   @inline(never)
-  private func overflow(
+  func overflow(
     _ zone: UnsafeMutablePointer<pm_zone>, _ pageset: UnsafeMutablePointer<pm_pageset>,
     slot: UInt32, flushesAll: Bool
   ) {

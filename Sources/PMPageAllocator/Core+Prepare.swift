@@ -54,23 +54,38 @@ extension Core {
       setState(index, FrameState.touched)
       return true
     }
-    let tails = Int(1) << Int(order) - 1
+    if testsFirst, order < 9, first == 0, state & FrameState.head == 0,
+      sweepBlock(index, order: order) & ~UInt32(FrameState.harmless) == 0
+    {
+      setState(index, FrameState.touched)
+      return true
+    }
+    if order >= 9, first == 0, state & FrameState.head == 0, !isUnusual(index, order: order),
+      order == 9 || isPlain(index &+ 512)
+    {
+      setState(index, FrameState.touched)
+      return true
+    }
+    return prepareFreeBlock(index, order: order, testsFirst: testsFirst)
+  }
+
+  /// The same for a block that is compound, of a high order or out of the ordinary.
+  @inline(never)
+  private func prepareFreeBlock(_ index: UInt32, order: UInt32, testsFirst: Bool) -> Bool {
+    let state = state(index)
+    let first =
+      (state ^ FrameState.touched)
+      & ~(FrameState.orderMask | FrameState.migratetypeMask | FrameState.head)
+    let tails = (1 &<< Int(order)) &- 1
     let isCompound = state & FrameState.head != 0
     if order >= 9 {
-      if first == 0, !isCompound, !isUnusual(index, order: order),
-        order == 9 || isPlain(index &+ 512)
-      {
-        setState(index, FrameState.touched)
-        return true
-      }
       // Cleared before the sweep: what is raised meanwhile is seen by it or noted after it.
       clearUnusual(index, order: order)
     }
-    let seen = sweep(index &+ 1, frames: tails)
+    let seen =
+      testsFirst ? sweepBlock(index, order: order) : sweep(index &+ 1, frames: tails)
     let expected = FrameState.harmless | (isCompound ? FrameState.tail : 0)
-    if UInt32(first) | seen & ~UInt32(expected) != 0
-      || (testsFirst && pm_refcount_load_relaxed(counts[index]) != 0)
-    {
+    if UInt32(first) | seen & ~UInt32(expected) != 0 {
       if order >= 9 { markUnusual(index, order: order) }
       return prepareFreeSlow(index, order: order, testsFirst: testsFirst)
     }
@@ -88,6 +103,18 @@ extension Core {
     }
     return pm_frames_sweep_strided(
       states + Int(index), counts[index], frames, UInt32(truncatingIfNeeded: counts.shift))
+  }
+
+  /// The same for a block, without the first frame's state.
+  @inline(__always)
+  private func sweepBlock(_ index: UInt32, order: UInt32) -> UInt32 {
+    let counts = counts
+    let frames = 1 &<< Int(order)
+    if counts.shift == 0 {
+      return pm_frames_sweep_block(states + Int(index), counts[index], frames)
+    }
+    let seen = sweep(index &+ 1, frames: frames &- 1)
+    return pm_refcount_load_relaxed(counts[index]) != 0 ? seen | PM_SWEEP_COUNT : seen
   }
 
   /// Whether nothing about one frame is out of the ordinary.
@@ -222,8 +249,11 @@ extension Core {
   @inline(__always)
   func isClean(_ index: UInt32, order: UInt32, blocks: UInt32) -> Bool {
     if order >= 9 { return isCleanLarge(index, order: order, blocks: blocks) }
-    let frames = Int(blocks) << Int(order)
-    let seen = sweep(index, frames: frames)
+    if order >= 4, blocks == 1 {
+      let seen = sweepBlock(index, order: order) | UInt32(state(index))
+      return seen & ~UInt32(FrameState.harmless) == 0
+    }
+    let seen = sweep(index, frames: Int(blocks) &<< Int(order))
     return seen & ~UInt32(FrameState.harmless) == 0
   }
 

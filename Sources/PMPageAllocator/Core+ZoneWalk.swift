@@ -81,6 +81,17 @@ extension Core {
     return false
   }
 
+  /// Whether a zone has so much that the test passes whatever the request: the counters that another CPU
+  /// is writing are left alone then. False says nothing.
+  @inline(__always)
+  func hasPlenty(_ zone: UnsafeMutablePointer<pm_zone>, order: UInt32) -> Bool {
+    guard pm_word_load_relaxed(&zone.pointee.roomy) != 0 else { return false }
+    if order == 0 { return true }
+    let orders =
+      nonemptyOrders(zone, type: 0) | nonemptyOrders(zone, type: 1) | nonemptyOrders(zone, type: 2)
+    return orders &>> UInt16(truncatingIfNeeded: order) != 0
+  }
+
   @inline(__always)
   func effectiveWatermark(_ zone: UnsafeMutablePointer<pm_zone>, _ flags: UInt32) -> Int64 {
     pm_zone_watermark(zone)[Int(flags & AllocFlags.watermarkMask)]
@@ -108,9 +119,9 @@ extension Core {
 
   @inline(never)
   private func consumeBoostedBit(_ zone: UnsafeMutablePointer<pm_zone>) {
-    pm_lock_acquire(&zone.pointee.lock)
+    lock(zone)
     pm_word_store_relaxed(&zone.pointee.flags, zone.pointee.flags & ~1)
-    pm_lock_release(&zone.pointee.lock)
+    unlock(zone)
     wakeKswapd(node: Int(zone.pointee.node), order: 0, highest: Int(zone.pointee.kind))
   }
 
@@ -166,10 +177,7 @@ extension Core {
           restart = true
           break
         }
-        // Where there is plenty, no test of a single frame fails, and the counters that another CPU
-        // is writing are left alone.
-        let hasRoom = request.order == 0 && pm_word_load_relaxed(&zone.pointee.roomy) != 0
-        if !hasRoom,
+        if !hasPlenty(zone, order: request.order),
           !watermarkFast(
             zone, order: request.order, mark: effectiveWatermark(zone, flags),
             highest: request.highest, flags: flags, gfp: request.gfp),
@@ -191,14 +199,19 @@ extension Core {
     }
   }
 
+  /// The flags of a request's first pass.
+  @inline(__always)
+  func firstFlags(_ request: Request) -> UInt32 {
+    let preferred = zones + Int(zonelistEntries[zonelistStart(request)])
+    let flags = AllocFlags.watermarkLow | (request.gfp & AllocFlags.kswapd)
+    return avoidsFragmentation(preferred) ? flags | AllocFlags.noFragment : flags
+  }
+
   /// A block for a request on a node; `Core.none` where there is none. pre: order 0 to 10, a valid
   /// migratetype, a non-empty zonelist. Mirrors `__alloc_pages`.
   @inline(__always)
   func allocate(_ request: Request) -> UInt32 {
-    let preferred = zones + Int(zonelistEntries[zonelistStart(request)])
-    var flags = AllocFlags.watermarkLow | (request.gfp & AllocFlags.kswapd)
-    if avoidsFragmentation(preferred) { flags |= AllocFlags.noFragment }
-    let index = walk(request, flags: flags)
+    let index = walk(request, flags: firstFlags(request))
     if index != Core.none { return index }
     return allocateSlow(request)
   }

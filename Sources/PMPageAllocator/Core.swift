@@ -31,6 +31,7 @@ struct CoreFields {
   var counts: CountTable
   var pageblocks: UnsafeMutablePointer<UInt8>
   var marks: UnsafeMutablePointer<UInt8>
+  var broken: UnsafeMutablePointer<UInt8>
   var zones: UnsafeMutablePointer<pm_zone>
   /// This CPU's pagesets, by zone index.
   var pagesets: UnsafeMutablePointer<pm_pageset>
@@ -58,6 +59,8 @@ struct CoreFields {
   var frameLimit: Int
   var watermarkBoostFactor: Int64
   var isMultiNode: Bool
+  /// Whether another CPU may meet this one in a zone.
+  var isMultiProcessor: Bool
   var isMobilityDisabled: Bool
   var zeroesOnAllocation: Bool
 }
@@ -81,6 +84,7 @@ struct Core {
   @inline(__always) var counts: CountTable { fields.pointee.counts }
   @inline(__always) var pageblocks: UnsafeMutablePointer<UInt8> { fields.pointee.pageblocks }
   @inline(__always) var marks: UnsafeMutablePointer<UInt8> { fields.pointee.marks }
+  @inline(__always) var broken: UnsafeMutablePointer<UInt8> { fields.pointee.broken }
   @inline(__always) var zones: UnsafeMutablePointer<pm_zone> { fields.pointee.zones }
   @inline(__always) var pagesets: UnsafeMutablePointer<pm_pageset> { fields.pointee.pagesets }
   @inline(__always) var nodes: UnsafeMutablePointer<pm_node> { fields.pointee.nodes }
@@ -109,6 +113,19 @@ struct Core {
 
 extension Core {
   // MARK: zones
+
+  /// Takes a zone's lock. Acquire. On a machine with one CPU there is nobody to keep out, as in a kernel
+  /// without SMP: only the holder of a CPU gets here, and who is handed the CPU next comes after it.
+  @inline(__always)
+  func lock(_ zone: UnsafeMutablePointer<pm_zone>) {
+    if fields.pointee.isMultiProcessor { pm_lock_acquire(&zone.pointee.lock) }
+  }
+
+  /// Gives it back. Release.
+  @inline(__always)
+  func unlock(_ zone: UnsafeMutablePointer<pm_zone>) {
+    if fields.pointee.isMultiProcessor { pm_lock_release(&zone.pointee.lock) }
+  }
 
   /// The segment that contains a frame, or nil for a hole. Binary search; callers keep the last one.
   func segment(containing index: UInt32) -> UnsafeMutablePointer<pm_segment>? {
@@ -177,19 +194,24 @@ extension Core {
 
   /// Notes that the pageblocks of a run of frames are split into smaller blocks.
   func markBroken(_ index: UInt32, frames: UInt32) {
-    for block in (index >> 9)...((index &+ frames &- 1) >> 9) {
-      pm_marks_set(marks + Int(block), PageblockMarks.broken)
-    }
+    for block in (index >> 9)...((index &+ frames &- 1) >> 9) { markBroken(block &<< 9) }
+  }
+
+  /// The same for the pageblock of a frame. pre: the zone's lock is held.
+  @inline(__always)
+  func markBroken(_ index: UInt32) {
+    pm_pageblock_store_relaxed(broken + Int(index &>> 9), PageblockMarks.broken)
   }
 
   /// Whether frames in the one or two pageblocks of a block of order 9 or 10 have to be looked at:
   /// something was noted, or the allocator handed them out as smaller blocks.
   @inline(__always)
   func isUnusual(_ index: UInt32, order: UInt32) -> Bool {
-    let first = marks + Int(index >> 9)
-    let bits = pm_pageblock_load_relaxed(first)
-    let second = order == 10 ? pm_pageblock_load_relaxed(first + 1) : 0
-    return bits | second != 0
+    let block = Int(index &>> 9)
+    let bits = pm_pageblock_load_relaxed(marks + block) | pm_pageblock_load_relaxed(broken + block)
+    guard order == 10 else { return bits != 0 }
+    return bits | pm_pageblock_load_relaxed(marks + block + 1)
+      | pm_pageblock_load_relaxed(broken + block + 1) != 0
   }
 
   /// Notes that all states of a block of order 9 or 10 are plain.
@@ -210,7 +232,8 @@ extension Core {
   ) {
     let pending = pageset.pointee.stat_diff &+ delta
     let threshold = pageset.pointee.stat_threshold
-    if pending > threshold || pending < -threshold {
+    // One comparison for both sides.
+    if UInt32(bitPattern: pending &+ threshold) > UInt32(bitPattern: threshold &+ threshold) {
       let free = pm_counter_load_relaxed(&zone.pointee.nr_free_pages) &+ Int64(pending)
       pm_counter_store_relaxed(&zone.pointee.nr_free_pages, free)
       pageset.pointee.stat_diff = 0

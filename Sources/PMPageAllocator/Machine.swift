@@ -122,7 +122,8 @@ public final class Machine: @unchecked Sendable {
   private func makeFields(cpu: Int) -> CoreFields {
     CoreFields(
       links: frames.links, states: frames.states, counts: frames.counts,
-      pageblocks: frames.pageblocks, marks: frames.marks, zones: records.zones,
+      pageblocks: frames.pageblocks, marks: frames.marks,
+      broken: frames.broken, zones: records.zones,
       pagesets: records.pagesets + cpu * records.zoneCount, nodes: records.nodes,
       segments: records.segments, segmentCount: records.segmentCount,
       zonelistBounds: records.zonelistBounds, zonelistEntries: records.zonelistEntries,
@@ -132,7 +133,7 @@ public final class Machine: @unchecked Sendable {
       arena: arena.base, log: Unmanaged.passUnretained(findings),
       details: Unmanaged.passUnretained(details), zoneCount: records.zoneCount,
       frameLimit: frames.frameCount, watermarkBoostFactor: shape.watermarkBoostFactor,
-      isMultiNode: settings.isMultiNode,
+      isMultiNode: settings.isMultiNode, isMultiProcessor: cpuNodes.count > 1,
       isMobilityDisabled: shape.isMobilityDisabled,
       zeroesOnAllocation: settings.zeroesOnAllocation)
   }

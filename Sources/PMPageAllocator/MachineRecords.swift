@@ -133,14 +133,15 @@ final class MachineRecords: @unchecked Sendable {
     }
   }
 
-  /// From how many free pages on every order-0 test of the zone passes: above the LOW mark with the
-  /// largest boost, the largest reserve against other zones and all highatomic pageblocks there can be.
+  /// From how many free pages on every test of the zone passes that finds a block: above the LOW mark
+  /// with the largest boost, the largest reserve against other zones, all highatomic pageblocks there can
+  /// be and the other frames of a block of the highest order.
   private static func roomyAbove(_ zone: MachineState.Zone, _ boostFactor: Int64) -> Int64 {
     let high = zone.watermarks[2]
     let boostCap = max(high / 10000 * boostFactor + high % 10000 * boostFactor / 10000, 512)
     let highatomic = max(zone.highatomic, Int64(zone.managed / 100) + 1024)
     return zone.watermarks[1] + max(zone.boost, boostCap) + (zone.lowmemReserve.max() ?? 0)
-      + highatomic
+      + highatomic + 1023
   }
 
   /// Whether another zone's frames lie in the same block of the highest order as some of this one's,

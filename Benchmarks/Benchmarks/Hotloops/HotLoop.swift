@@ -19,6 +19,10 @@ struct HotLoop {
       HotLoop(name: "refcount.tryget", run: tryGets),
       HotLoop(name: "alloc.pair.o0") { try allocationPairs(order: 0, count: $0) },
       HotLoop(name: "alloc.pair.o9") { try allocationPairs(order: 9, count: $0) },
+      HotLoop(name: "alloc.pair.o4") { try allocationPairs(order: 4, count: $0) },
+      HotLoop(name: "alloc.pair.o8") { try allocationPairs(order: 8, count: $0) },
+      HotLoop(name: "alloc.pair.o10") { try allocationPairs(order: 10, count: $0) },
+      HotLoop(name: "alloc.bulk.o0", run: bulkFrames),
       HotLoop(name: "stage2.pair", run: stage2Pairs),
       HotLoop(name: "guest.read", run: guestReads),
     ]
@@ -76,6 +80,29 @@ struct HotLoop {
       }
     }
     return difference(of: allocated, from: count, "blocks")
+      ?? difference(of: machine.findings.findings.count, from: 0, "findings")
+  }
+
+  /// A frame allocated and freed, 4096 after one another: most are hits, the others fill or empty the
+  /// CPU's list.
+  private static func bulkFrames(_ count: Int) throws -> String? {
+    let machine = try machine()
+    var cpu = try machine.claimCPU(0)
+    let frames = UnsafeMutableBufferPointer<PFN>.allocate(capacity: 4096)
+    defer { frames.deallocate() }
+    var allocated = 0
+    var left = count
+    while left > 0 {
+      let some = min(left, frames.count)
+      left &-= some
+      for index in 0..<some {
+        guard let pfn = try? cpu.allocatePages() else { break }
+        frames[index] = pfn
+        allocated &+= 1
+      }
+      for index in 0..<some { cpu.freePages(frames[index], order: 0) }
+    }
+    return difference(of: allocated, from: count, "frames")
       ?? difference(of: machine.findings.findings.count, from: 0, "findings")
   }
 
