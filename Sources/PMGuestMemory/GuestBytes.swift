@@ -27,6 +27,18 @@ final class GuestBytes: Sendable {
     self.isForeignFile = isForeignFile
   }
 
+  /// A copy, see `Arena.fork()` and `Machine.fork()`.
+  func fork() throws(GuestMemoryError) -> GuestBytes {
+    if let machine {
+      let copy: Machine
+      do { copy = try machine.fork() } catch .arena(let error) { throw .arena(error) } catch { throw .machine("\(error)") }
+      return GuestBytes(copy)
+    }
+    return try GuestMemoryError.wrapping { () throws(ArenaError) in
+      GuestBytes(try withArena { arena throws(ArenaError) in try arena.fork() })
+    }
+  }
+
   /// Lends the arena.
   func withArena<Result: ~Copyable, Failure: Error>(
     _ body: (borrowing Arena) throws(Failure) -> Result

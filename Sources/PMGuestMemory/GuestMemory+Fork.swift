@@ -1,5 +1,3 @@
-internal import PMArena
-
 extension GuestMemory {
   /// Makes a copy of the memory as it is at one moment; each side's pages are copied when one is written.
   ///
@@ -28,9 +26,7 @@ extension GuestMemory {
         if let made = copies[id] {
           copy = made
         } else {
-          copy = try GuestMemoryError.wrapping { () throws(ArenaError) in
-            GuestBytes(try bytes.withArena { arena throws(ArenaError) in try arena.fork() })
-          }
+          copy = try bytes.fork()
           copies[id] = copy
         }
         objects.append(object.moved(to: copy))

@@ -66,6 +66,12 @@ public final class GuestMemory: @unchecked Sendable {
     return runs
   }
 
+  /// The machine whose frames are here, or nil where all memory was added as regions. After a ``fork()`` the
+  /// copy has a machine of its own.
+  public var machine: Machine? {
+    snapshot().objects.lazy.compactMap { $0.bytes?.machine }.first
+  }
+
   /// The regions as they are now. Lock-free.
   public func snapshot() -> RegionSnapshot {
     let port = pm_readers_enter()

@@ -1,4 +1,32 @@
+internal import PMArena
 internal import PMFrames
+
+extension Machine {
+  /// A second machine with the same memory, counts, zones and lists as this one has now. Each side's pages
+  /// are copied when one is written, see `Arena.fork()`; the state per frame is copied at once, where
+  /// a frame was ever touched. The CPUs of this machine must be at rest; those of the new one are free to
+  /// claim. Findings stay behind.
+  ///
+  /// Throws what the host says; this machine is then as it was, or private already.
+  public func fork() throws(MachineError) -> Machine {
+    let memory: Arena
+    do { memory = try arena.fork() } catch { throw .arena(error) }
+    let copy = try Machine(copying: self, memory: memory)
+    let from = frames.storage
+    let to = copy.frames.storage
+    guard let source = from.baseAddress, let target = to.baseAddress, from.count == to.count else {
+      fatalError("a machine of the same shape has tables of another size")
+    }
+    // Most of a large machine was never touched: its state is zero in both, and stays untouched.
+    for offset in stride(from: 0, to: from.count, by: 4096)
+    where !Arena.isZero(source + offset) || !Arena.isZero(target + offset) {
+      (target + offset).copyMemory(from: source + offset, byteCount: 4096)
+    }
+    copy.records.storage.copyMemory(from: records.storage, byteCount: records.changingByteCount)
+    copy.details.replaceAll(details.all)
+    return copy
+  }
+}
 
 /// A copy of a machine's allocator state: lists, counts, frame states, counters. The bytes of the
 /// memory itself are not part of it.

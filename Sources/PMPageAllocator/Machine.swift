@@ -66,12 +66,24 @@ public final class Machine: @unchecked Sendable {
 
   /// Maps memory and tables for a machine of this shape; lists are empty, all frames untouched.
   /// `shape` gives the scalars only.
-  init(
+  convenience init(
     shape: MachineState, segments: [MachineSegment], arena configuration: ArenaConfiguration,
     model: KernelModel, refcountLayout: RefcountLayout, zeroesOnAllocation: Bool = false
   ) throws(MachineError) {
-    let frameCount = Int(configuration.byteCount.rawValue >> 12)
+    let arena: Arena
     do { arena = try Arena(configuration) } catch { throw .arena(error) }
+    try self.init(
+      shape: shape, segments: segments, memory: arena,
+      frameCount: Int(configuration.byteCount.rawValue >> 12), model: model,
+      refcountLayout: refcountLayout, zeroesOnAllocation: zeroesOnAllocation)
+  }
+
+  /// The same with memory that is there already.
+  private init(
+    shape: MachineState, segments: [MachineSegment], memory: consuming Arena, frameCount: Int,
+    model: KernelModel, refcountLayout: RefcountLayout, zeroesOnAllocation: Bool
+  ) throws(MachineError) {
+    arena = memory
     do {
       frames = try FrameTable(
         frameCount: frameCount,
@@ -104,6 +116,22 @@ public final class Machine: @unchecked Sendable {
         core.makeEmpty(UInt32(bitPattern: records.pagesets[pageset].list_base) &+ UInt32(slot))
       }
     }
+  }
+
+  /// A machine of another's shape, whose lists are empty.
+  convenience init(copying other: Machine, memory: consuming Arena) throws(MachineError) {
+    let records = other.records
+    let segments = (0..<records.segmentCount).map { index in
+      let segment = records.segments[index]
+      return MachineSegment(
+        start: segment.start, count: segment.count, zone: Int(segment.zone))
+    }
+    try self.init(
+      shape: other.shape, segments: segments, memory: memory,
+      frameCount: other.frames.frameCount, model: other.model,
+      refcountLayout: other.frames.refcountLayout,
+      zeroesOnAllocation: other.settings.zeroesOnAllocation)
+    frames.adviseHugePages()
   }
 
   deinit { cores.deallocate() }

@@ -112,6 +112,27 @@ import Testing
     #expect(try child.load(UInt64.self, at: GPA(2 << 20)) == 0x1122_3344_5566_7788)
   }
 
+  @Test func `A fork of a machine's memory has a machine of its own`() throws {
+    let machine = try Machine(MachineDescription(memory: .mib(64)))
+    let memory = GuestMemory(machine)
+    var cpu = try machine.claimCPU(0)
+    let held = try cpu.allocatePages(order: 3)
+    let address = GPA(held.physicalAddress)
+    try memory.store(UInt64(1), at: address)
+
+    let child = try memory.fork()
+    let other = try #require(child.machine)
+    #expect(other !== machine && memory.machine === machine)
+    #expect(other.frames.refcount(held) == 1)
+    var otherCPU = try other.claimCPU(0)
+    otherCPU.freePages(held, order: 3)
+    #expect(machine.frames.refcount(held) == 1)
+    try child.store(UInt64(2), at: address)
+    #expect(try memory.load(UInt64.self, at: address) == 1)
+    #expect(try child.load(UInt64.self, at: address) == 2)
+    #expect(machine.invariantViolations().isEmpty && other.invariantViolations().isEmpty)
+  }
+
   @Test func `Memory in somebody's file is not forked and not discarded`() throws {
     let memory = GuestMemory()
     let owner = GuestMemory()

@@ -59,6 +59,57 @@ import Testing
   }
 
   @Test(arguments: RefcountLayout.allCases)
+  func `A fork has the machine's state and bytes, and each goes its own way`(
+    _ layout: RefcountLayout
+  ) throws {
+    let steps = RandomRun.steps(release: 20_000, debug: 2000)
+    RandomRun.announce("SnapshotTests.fork", steps: steps)
+    let (pair, generator) = try mixed(seed: RandomRun.seed, steps: steps, layout)
+    let machine = pair.machine
+    let word = machine.arena.base + 0x20_0000
+    word.storeBytes(of: 1, as: UInt64.self)
+    let state = machine.state(withMaps: true)
+
+    let fork = try machine.fork()
+    #expect(fork.state(withMaps: true) == state)
+    #expect(fork.invariantViolations() == [])
+    for frame in UInt32(0)..<(32 << 8) {
+      #expect(fork.frames.refcount(PFN(frame)) == machine.frames.refcount(PFN(frame)))
+    }
+
+    // The same operations come to the same on both, the fork's first.
+    func run(_ perform: (LockstepOperation, Int) -> LockstepResult) -> [LockstepResult] {
+      var copy = generator
+      return (0..<steps).map { step in
+        let operation = copy.next()
+        let result = perform(operation, step % 2)
+        copy.observe(operation, result)
+        return result
+      }
+    }
+    var cpu0 = try fork.claimCPU(0)
+    var cpu1 = try fork.claimCPU(1)
+    let forked = run { operation, cpu in
+      cpu == 0
+        ? operation.perform(on: &cpu0, zoneIDs: fork.zoneIDs)
+        : operation.perform(on: &cpu1, zoneIDs: fork.zoneIDs)
+    }
+    let after = fork.state(withMaps: true)
+    #expect(after != state)
+    #expect(machine.state(withMaps: true) == state)
+    let own = run { operation, cpu in
+      operation.perform(on: &pair.cpus[cpu].cpu, zoneIDs: machine.zoneIDs)
+    }
+    #expect(own == forked)
+    #expect(machine.state(withMaps: true) == after)
+
+    let copied = fork.arena.base + 0x20_0000
+    #expect(copied.load(as: UInt64.self) == 1)
+    copied.storeBytes(of: 2, as: UInt64.self)
+    #expect(word.load(as: UInt64.self) == 1)
+  }
+
+  @Test(arguments: RefcountLayout.allCases)
   func `A machine made from a state has that state and goes on alike, whatever its counts' layout`(
     _ layout: RefcountLayout
   ) throws {
