@@ -118,7 +118,7 @@ let package = Package(
       name: "PMBench",
       dependencies: [
         "CPhysmemLimits", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap",
-        "PMGuestMap", "PMRealGuest", "PMReplay",
+        "PMGuestMap", "PMGuestMemory", "PMRealGuest", "PMReplay",
         .product(name: "Histogram", package: "hdrhistogram-swift"),
       ], swiftSettings: strict),
     // The public C header: hand-written, frozen layouts. Its functions are written in Swift.

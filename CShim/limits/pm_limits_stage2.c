@@ -141,3 +141,26 @@ uint64_t pm_limit_loads(const void *base, const uint32_t *offsets, size_t n) {
     sum += *(const volatile uint64_t *)(const void *)((const char *)base + offsets[i]);
   return sum;
 }
+
+void pm_limit_stores(void *base, const uint32_t *offsets, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    *(volatile uint64_t *)(void *)((char *)base + offsets[i]) = 7;
+  }
+}
+
+uint64_t pm_limit_bisect(const uint64_t *starts, size_t count, const uint64_t *addresses, size_t n) {
+  uint64_t sum = 0;
+  for (size_t i = 0; i < n; i++) {
+    size_t low = 0, high = count;
+    while (high - low > 1) {
+      size_t middle = (low + high) / 2;
+      if (starts[middle] <= addresses[i]) {
+        low = middle;
+      } else {
+        high = middle;
+      }
+    }
+    sum += low + (addresses[i] - starts[low]);
+  }
+  return sum;
+}

@@ -109,7 +109,7 @@ public struct BenchmarkCase {
     let machines = BenchmarkMachines(refcountLayout: refcountLayout)
     let cases =
       refcountCases(machines) + allocatorCases(machines) + stage2Cases + guestCases(machines)
-      + guestMapCases(machines) + machineCases(machines)
+      + guestMemoryCases + guestMapCases(machines) + machineCases(machines)
     return groups.isEmpty
       ? cases : cases.filter { item in groups.contains { item.name.hasPrefix($0 + ".") } }
   }

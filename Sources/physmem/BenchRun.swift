@@ -19,7 +19,7 @@ struct BenchRun: ParsableCommand {
       bench has (alloc,x,order,iteration,memory,get_min,…).
       """)
 
-  @Argument(help: "Groups of cases: refcount, alloc, free, map, replay, machine. None: all.")
+  @Argument(help: "Groups of cases: refcount, alloc, free, map, guest, replay, machine. None: all.")
   var groups: [String] = []
 
   @Flag(help: "Print one JSON object.")
@@ -58,7 +58,7 @@ struct BenchRun: ParsableCommand {
   var html: String?
 
   func validate() throws {
-    let known = ["refcount", "alloc", "free", "map", "replay", "machine"]
+    let known = ["refcount", "alloc", "free", "map", "guest", "replay", "machine"]
     if let unknown = groups.first(where: { !known.contains($0) }) {
       throw ValidationError("unknown group '\(unknown)': expected \(known.joined(separator: ", "))")
     }

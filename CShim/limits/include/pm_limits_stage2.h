@@ -32,4 +32,12 @@ void pm_limit_keep(uint64_t value);
 /// Loads a word at each of `n` offsets from `base` and adds them up.
 uint64_t pm_limit_loads(const void *_Nonnull base, const uint32_t *_Nonnull offsets, size_t n);
 
+/// Stores 7 in a word at each of `n` offsets from `base`.
+void pm_limit_stores(void *_Nonnull base, const uint32_t *_Nonnull offsets, size_t n);
+
+/// Looks for each of `n` addresses by bisection among the ascending `starts`, of which the first is at or
+/// below all of them, and adds up the index found and the distance to it.
+uint64_t pm_limit_bisect(const uint64_t *_Nonnull starts, size_t count,
+                         const uint64_t *_Nonnull addresses, size_t n);
+
 #endif
