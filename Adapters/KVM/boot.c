@@ -31,8 +31,7 @@ int main(void) {
   if (kvm < 0 && (errno == ENOENT || errno == ENODEV || errno == ENXIO)) return puts("/dev/kvm is missing"), 4;
   pm_machine *machine;
   uint64_t value_told = 0, stored, pages = 0, gpa = 0, len;
-  pm_mmio_ops ops = PM_MMIO_OPS_INIT;
-  ops.write = told;
+  pm_mmio_ops ops = {.size = sizeof ops, .write = told};
   CHECK(pm_open(64 << 20, &machine) == 0 && pm_mmio_add(machine, device, 4096, &ops, &value_told) == 0);
   CHECK(guest64_write_tables(machine, tables) == 0 && pm_write(machine, code, program, sizeof program) == 0);
   for (uint64_t i = 0; i < 1000; i++) CHECK(pm_store(machine, words + 8 * i, 8, i) == 0);
