@@ -26,6 +26,8 @@ let package = Package(
         "Physmem", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
         "PMGuestMemory", "PMRealGuest", "PMReplay",
       ]),
+    // The object code of libphysmem.a and libphysmem.so.0, which .install/library links.
+    .library(name: "PMCInterface", type: .static, targets: ["PMCInterface"]),
     .library(name: "PhysmemConform", targets: ["PMConform"]),
     .library(name: "PhysmemStress", targets: ["PMStress"]),
     .library(name: "PhysmemBench", targets: ["PMBench"]),
@@ -124,6 +126,13 @@ let package = Package(
     // The public C header: hand-written, frozen layouts. Its functions are written in Swift.
     .target(
       name: "CPhysmemABI", path: "CShim/abi", publicHeadersPath: "include", cSettings: strictC),
+    // The functions of physmem.h.
+    .target(
+      name: "PMCInterface",
+      dependencies: [
+        "CPhysmemABI", "CPhysmemShim", "Physmem",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: strict),
     // The command.
     .executableTarget(
       name: "physmem",

@@ -15,6 +15,22 @@ extension GuestMemory {
     }
   }
 
+  /// Bytes that the host has given to the memory of all regions so far, see `Arena.residentByteCount()`: those of
+  /// whole arenas, also where a region has a part only. Throws what the host says.
+  public func residentByteCount() throws(GuestMemoryError) -> UInt64 {
+    var seen: Set<ObjectIdentifier> = []
+    var sum: UInt64 = 0
+    for object in snapshot().objects {
+      guard let bytes = object.bytes else { continue }
+      let owner = bytes.machine.map { ObjectIdentifier($0) } ?? ObjectIdentifier(bytes)
+      guard seen.insert(owner).inserted else { continue }
+      sum += try GuestMemoryError.wrapping { () throws(ArenaError) in
+        try bytes.withArena { arena throws(ArenaError) in try arena.residentByteCount() }
+      }
+    }
+    return sum
+  }
+
   /// Puts a range of RAM into the balloon: the host gets its pages now, and they read as zero.
   ///
   /// The device's side of virtio-balloon: the guest has given the pages up before. It may use them again without

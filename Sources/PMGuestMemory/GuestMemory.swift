@@ -27,13 +27,14 @@ public final class GuestMemory: @unchecked Sendable {
   public convenience init() { self.init([]) }
 
   /// The memory of a machine, and what is added later: a region of RAM for each run of its frames, at their
-  /// physical addresses. Holes of less than 4 MiB between frames count as memory.
-  public convenience init(_ machine: Machine) {
+  /// physical addresses. Holes of less than 4 MiB between frames count as memory. `hostNode` is what the regions
+  /// say of themselves; where the memory is, the machine's description says.
+  public convenience init(_ machine: Machine, hostNode: Int? = nil) {
     let bytes = GuestBytes(machine)
     self.init(
       GuestMemory.runs(of: machine).map { run in
         RegionObject(
-          range: run, kind: .ram, hostNode: nil, bytes: bytes, offset: run.start.rawValue,
+          range: run, kind: .ram, hostNode: hostNode, bytes: bytes, offset: run.start.rawValue,
           handler: nil)
       })
   }

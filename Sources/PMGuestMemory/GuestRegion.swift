@@ -64,11 +64,11 @@ public struct NewRegion: Sendable {
 
   /// Memory that the guest can only read, zeroed; ``GuestMemory/writeROM(_:at:)`` fills it.
   public static func rom(
-    at start: GPA, byteCount: ByteCount, backing: Backing = .memfd
+    at start: GPA, byteCount: ByteCount, backing: Backing = .memfd, hostNode: Int? = nil
   ) -> NewRegion {
     NewRegion(
       range: GuestRange(start: start, byteCount: byteCount.rawValue), kind: .rom,
-      contents: .zeroes(backing, hostNode: nil))
+      contents: .zeroes(backing, hostNode: hostNode))
   }
 
   /// A part of a file, from `fileOffset` on: what the guest writes is in the file. The descriptor is
