@@ -12,7 +12,7 @@ PHYSMEM = .build/release/physmem
 SOURCES = Package.swift Sources Tests Benchmarks
 
 .PHONY: demo test setup setup-profile build format lint docs bench instructions test-release \
-  test-thread test-address test-planted fuzz clean
+  test-thread test-address test-planted fuzz setup-examples examples clean
 
 demo: build
 	@$(PHYSMEM) replay $(FIXTURES)/*.trace.gz
@@ -49,6 +49,11 @@ setup-profile: setup
 	@command -v valgrind >/dev/null \
 	  || { echo "could not install valgrind; install it with this system's package manager"; exit 69; }
 
+# What the adapters' examples need besides.
+setup-examples: setup
+	@$(MAKE) --no-print-directory setup PACKAGES="pkg-config libunicorn-dev python3-numpy python3-pip python3-setuptools mypy"
+	@command -v rustc >/dev/null || $(MAKE) --no-print-directory setup PACKAGES=rustc
+
 build: setup
 	$(SWIFT) build -c release --product physmem
 
@@ -71,6 +76,12 @@ test-address: setup
 # `physmem stress` of a build with planted bugs (CShim/include/pm_planted.h) finds each of them.
 test-planted: setup
 	.ci/planted
+
+# Installs into a folder of its own, then builds and runs every adapter's example against that.
+EXAMPLES_PREFIX = $(CURDIR)/.build-examples
+examples: setup-examples
+	@$(MAKE) --no-print-directory install PREFIX=$(EXAMPLES_PREFIX)
+	Adapters/run $(EXAMPLES_PREFIX)
 
 # libFuzzer with AddressSanitizer over memslot arguments, guest operations and tables, side by side.
 FUZZ_SECONDS ?= 60

@@ -1,5 +1,5 @@
 /* Boots a guest of the real KVM whose memory is physmem's: it adds up words that the host wrote, stores the sum,
- * and tells it to a device. cc -D_GNU_SOURCE boot.c $(pkg-config --cflags --libs physmem) */
+ * and tells it to a device. cc boot.c $(pkg-config --cflags --libs physmem) */
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
