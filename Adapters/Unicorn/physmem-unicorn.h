@@ -6,8 +6,10 @@
  * MMIO regions are mapped by uc_mmio_map, each access is one of pm_load and pm_store.
  *
  * An engine serves one thread at a time, as Unicorn has it; several engines may share a machine, but their atomic
- * instructions are not atomic with respect to each other. Guest addresses are physical: what a guest's page tables
- * say is Unicorn's affair.
+ * instructions are not atomic with respect to each other.
+ *
+ * Works with Unicorn 2.0.1 and 2.1. Guest addresses are physical. In 2.0.1 stores of an x86 guest that has paging on
+ * go to the physical address of the same number; 2.1 translates.
  *
  * Functions return 0 or a negative errno. C99 and C++.
  */
@@ -27,7 +29,8 @@ extern "C" {
 
 enum pm_uc_flags {
   /* The engine's stores are marked in the machine's dirty bitmap, by a hook in each of them. A harvest that is
-   * to have all of them begins while the engine does not run. */
+   * to have all of them begins while the engine does not run. A store over a border of pages that the guest's page
+   * tables do not map in sequence marks the first page only: Unicorn does not say where the second is. */
   PM_UC_TRACK_DIRTY = 1
 };
 
@@ -98,8 +101,14 @@ static inline void pm_uc_store_hook(
   if (result != 0 && result != -ENODATA) pm_uc_stop(uc, result);
 }
 
-/* Translations of code are kept by address, and Unicorn keeps them over a change of mapping. */
-static inline int pm_uc_forget_code(pm_uc *uc) { return pm_uc_errno(uc_ctl_flush_tlb(uc->engine)); }
+/* Unicorn 2.0 keeps what it has translated over a change of mapping, and has no name of its own for forgetting. */
+static inline int pm_uc_forget_code(pm_uc *uc) {
+#ifdef uc_ctl_flush_tb
+  return pm_uc_errno(uc_ctl_flush_tb(uc->engine));
+#else
+  return pm_uc_errno(uc_ctl_flush_tlb(uc->engine));
+#endif
+}
 
 /* Unmaps what was mapped, and ends `uc`. Before the machine is closed or a region removed. */
 static inline int pm_uc_detach(pm_uc *uc) {
@@ -209,7 +218,12 @@ static inline int pm_uc_run(pm_uc *uc, uint64_t begin, uint64_t until, uint64_t 
 /* To be called when code that the engine may have run was changed from outside of it, and the engine does not run:
  * it has translated that code, and does not see the change otherwise. (What its own stores change, it sees.) */
 static inline int pm_uc_code_changed(pm_uc *uc, uint64_t gpa, uint64_t len) {
+#ifdef uc_ctl_flush_tb
+  /* uc_ctl_remove_cache takes the guest's virtual addresses, which are others here. */
+  return (void)gpa, (void)len, pm_uc_forget_code(uc);
+#else
   return pm_uc_errno(uc_ctl_remove_cache(uc->engine, gpa, gpa + len));
+#endif
 }
 
 /* Writes code into RAM or ROM: pm_rom_write, then pm_uc_code_changed. */
