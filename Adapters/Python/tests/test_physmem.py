@@ -66,6 +66,8 @@ class Access(MachineTestCase):
                 self.machine.load(gpa)
         with self.assertRaises(ctypes.ArgumentError):
             self.machine.fill(0, 256, 1)
+        with self.assertRaises(ctypes.ArgumentError):
+            self.machine.read(0, -1)
 
     def test_errors_have_number_and_text(self) -> None:
         error = self.assert_refused(errno.EFAULT, self.machine.read, 16 * MIB - 4, 8)

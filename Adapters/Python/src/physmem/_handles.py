@@ -7,7 +7,7 @@ from ctypes import byref, c_uint64, c_void_p
 from types import TracebackType
 from typing import Iterator
 
-from ._abi import library
+from ._abi import in_range, library
 from ._constants import GFP
 from ._memory import MachineMemory
 
@@ -110,7 +110,20 @@ class Harvest:
 
 def pointer(data: bytes | bytearray | memoryview) -> tuple[object, int]:
     """What ctypes passes as the address of the bytes of `data`, and how many they are."""
+    if isinstance(data, bytes):
+        return data, len(data)
     view = memoryview(data).cast("B")
     if view.readonly:
         return bytes(view), len(view)
     return (ctypes.c_char * len(view)).from_buffer(view), len(view)
+
+
+_make_bytes = ctypes.PYFUNCTYPE(ctypes.py_object, c_void_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
+
+
+def new_bytes(length: int) -> bytes:
+    """Bytes that are yet to be filled, which nobody else has: the way of CPython to make them without a copy."""
+    data: bytes = _make_bytes(None, in_range(length, 1 << 62))
+    return data

@@ -23,7 +23,7 @@ from ._constants import (
     VhostUserFlags,
     byte_count,
 )
-from ._handles import CPU, Harvest, pointer
+from ._handles import CPU, Harvest, new_bytes, pointer
 from ._memory import MachineMemory
 
 if TYPE_CHECKING:
@@ -195,9 +195,9 @@ class Machine:
 
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of `length` bytes."""
-        data = ctypes.create_string_buffer(length)
+        data = new_bytes(length)
         library.pm_read(self._handle, gpa, data, length)
-        return data.raw
+        return data
 
     def read_into(self, gpa: int, data: bytearray | memoryview) -> None:
         """Copies as many bytes as `data` has into it."""
