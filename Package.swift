@@ -24,7 +24,7 @@ let package = Package(
       name: "Physmem",
       targets: [
         "Physmem", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
-        "PMGuestMemory", "PMRealGuest", "PMReplay",
+        "PMGuestMemory", "PMExport", "PMVhostUser", "PMRealGuest", "PMReplay",
       ]),
     // The object code of libphysmem.a and libphysmem.so.0, which .install/library links.
     .library(name: "PMCInterface", type: .static, targets: ["PMCInterface"]),
@@ -35,6 +35,7 @@ let package = Package(
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
     .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
   ],
@@ -79,6 +80,20 @@ let package = Package(
       name: "PMGuestMemory",
       dependencies: ["CPhysmemShim", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator"],
       swiftSettings: strict),
+    // Guest memory for other processes: descriptors over a socket, QEMU's arguments.
+    .target(
+      name: "PMExport",
+      dependencies: [
+        "CPhysmemShim", "PMUnits", "PMArena", "PMGuestMemory",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: strict),
+    // Devices in processes of their own on guest memory.
+    .target(
+      name: "PMVhostUser",
+      dependencies: [
+        "PMUnits", "PMArena", "PMGuestMemory", "PMExport",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: strict),
     // All of these by one import.
     .target(
       name: "Physmem",
@@ -138,8 +153,9 @@ let package = Package(
       name: "physmem",
       dependencies: [
         "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
-        "PMRealGuest", "PMReplay", "PMConform", "PMStress", "PMBench",
+        "PMGuestMemory", "PMExport", "PMRealGuest", "PMReplay", "PMConform", "PMStress", "PMBench",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: strict),
     .testTarget(name: "PMUnitsTests", dependencies: ["PMUnits"], swiftSettings: strict),
     .testTarget(
@@ -175,6 +191,11 @@ let package = Package(
     .testTarget(
       name: "PMGuestMemoryTests",
       dependencies: ["CPhysmemShim", "Physmem"], swiftSettings: strict),
+    .testTarget(
+      name: "PMExportTests", dependencies: ["Physmem", "PMExport"], swiftSettings: strict),
+    .testTarget(
+      name: "PMVhostUserTests", dependencies: ["Physmem", "PMExport", "PMVhostUser"],
+      swiftSettings: strict),
     .testTarget(
       name: "PMRealGuestTests",
       dependencies: [

@@ -220,8 +220,19 @@ typedef enum __attribute__((enum_extensibility(closed))) pm_host_call : int {
   PM_HOST_CALL_KVM_IOCTL,
   PM_HOST_CALL_KVM_RUN,
   PM_HOST_CALL_FSTAT,
+  // socket, socketpair, accept.
+  PM_HOST_CALL_SOCKET,
+  // fchmod, bind and listen.
+  PM_HOST_CALL_BIND,
+  PM_HOST_CALL_CONNECT,
+  PM_HOST_CALL_UNLINK,
+  PM_HOST_CALL_SEND,
+  PM_HOST_CALL_RECEIVE,
+  PM_HOST_CALL_POLL,
+  // eventfd, and its read and write.
+  PM_HOST_CALL_EVENT,
 } pm_host_call;
-#define PM_HOST_CALL_COUNT (PM_HOST_CALL_FSTAT + 1)
+#define PM_HOST_CALL_COUNT (PM_HOST_CALL_EVENT + 1)
 
 /// Makes the `nth` (1 = the next) call of this kind fail with `error_number` instead of being made,
 /// once, if the calling thread makes it, or a thread that pm_host_prefault starts for it. Sets the

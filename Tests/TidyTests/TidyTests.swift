@@ -41,7 +41,8 @@ struct TidyTests {
     // What each module may import of ours; the list is the data flow.
     let order = [
       "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
-      "PMGuestMemory", "Physmem", "PMCInterface", "PMRealGuest", "PMReplay", "PMConform", "PMStress", "PMBench",
+      "PMGuestMemory", "PMExport", "PMVhostUser", "Physmem", "PMCInterface", "PMRealGuest",
+      "PMReplay", "PMConform", "PMStress", "PMBench",
       "physmem",
     ]
     for (path, text) in sources where path.hasPrefix("Sources/") {
@@ -62,7 +63,7 @@ struct TidyTests {
     let allowed = [
       "CPhysmemShim": [
         "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap", "PMGuestMemory",
-        "PMRealGuest", "PMCInterface",
+        "PMExport", "PMCInterface", "PMRealGuest",
       ],
       "CPhysmemABI": ["PMCInterface"], "CPhysmemLimits": ["PMBench"], "CZlib": ["PMReplay"],
     ]
@@ -141,7 +142,8 @@ struct TidyTests {
   func documents() throws {
     for module in [
       "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
-      "PMGuestMemory", "PMRealGuest", "PMReplay", "PMConform", "PMStress", "PMBench",
+      "PMGuestMemory", "PMExport", "PMVhostUser", "PMRealGuest", "PMReplay", "PMConform",
+      "PMStress", "PMBench",
     ] {
       let folder = root.appendingPathComponent("Tests/\(module)Tests").path
       #expect(FileManager.default.fileExists(atPath: folder), "\(module) has no tests")
