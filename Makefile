@@ -12,7 +12,7 @@ PHYSMEM = .build/release/physmem
 SOURCES = Package.swift Sources Tests Benchmarks
 
 .PHONY: demo test setup setup-profile build format lint docs bench instructions test-release \
-  test-thread test-address test-planted fuzz setup-examples examples clean
+  test-thread test-address test-planted fuzz library install setup-examples examples clean
 
 demo: build
 	@$(PHYSMEM) replay $(FIXTURES)/*.trace.gz
@@ -56,6 +56,34 @@ setup-examples: setup
 
 build: setup
 	$(SWIFT) build -c release --product physmem
+
+# The C library alone, ready to use, in $(OUT): libphysmem.so.0, libphysmem.a.
+SCRATCH ?= .build
+OUT ?= $(SCRATCH)/install
+library: setup
+	.install/library $(OUT) $(SCRATCH)
+
+# Library, header, pkg-config file, command, manual and completions below PREFIX; what is installed needs neither
+# Swift nor this folder. DESTDIR is put before it, as packagers do.
+PREFIX ?= /usr/local
+LIBDIR ?= lib
+AT = $(DESTDIR)$(PREFIX)
+install: library
+	.install/command $(OUT) $(SCRATCH)
+	.install/manual $(OUT) $(SCRATCH)
+	install -d $(AT)/bin $(AT)/include $(AT)/$(LIBDIR)/pkgconfig $(AT)/share/man/man1 \
+	  $(AT)/share/bash-completion/completions $(AT)/share/zsh/site-functions \
+	  $(AT)/share/fish/vendor_completions.d
+	install -m 755 $(OUT)/physmem $(AT)/bin/
+	install -m 644 CShim/abi/include/physmem.h $(AT)/include/
+	install -m 644 $(OUT)/libphysmem.so.0 $(OUT)/libphysmem.a $(AT)/$(LIBDIR)/
+	ln -sf libphysmem.so.0 $(AT)/$(LIBDIR)/libphysmem.so
+	sed -e 's,@PREFIX@,$(PREFIX),; s,@LIBDIR@,$(LIBDIR),' -e "s,@VERSION@,$$($(OUT)/physmem --version)," \
+	  .install/physmem.pc.in >$(AT)/$(LIBDIR)/pkgconfig/physmem.pc
+	install -m 644 $(OUT)/man/*.1 $(AT)/share/man/man1/
+	install -m 644 $(OUT)/completions/physmem.bash $(AT)/share/bash-completion/completions/physmem
+	install -m 644 $(OUT)/completions/_physmem $(AT)/share/zsh/site-functions/
+	install -m 644 $(OUT)/completions/physmem.fish $(AT)/share/fish/vendor_completions.d/
 
 # The long form of the tests: a release build takes more steps (a million in the allocator's lockstep).
 test-release: setup

@@ -42,7 +42,7 @@ let package = Package(
   targets: [
     // System calls, atomics with the memory order in the name, layouts.
     .target(
-      name: "CPhysmemShim", path: "CShim", exclude: ["zlib", "limits", "abi"],
+      name: "CPhysmemShim", path: "CShim", exclude: ["zlib", "limits", "abi", "numa"],
       publicHeadersPath: "include",
       cSettings: strictC, linkerSettings: [.linkedLibrary("numa")]),
     // gzip reading, from the system's zlib.

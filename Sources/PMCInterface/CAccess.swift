@@ -50,7 +50,8 @@ public func pm_rom_write(
 }
 
 @c @implementation
-public func pm_fill(_ machine: OpaquePointer!, _ gpa: UInt64, _ byte: UInt8, _ len: UInt64) -> Int32 {
+public func pm_fill(_ machine: OpaquePointer!, _ gpa: UInt64, _ byte: UInt8, _ len: UInt64) -> Int32
+{
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.fill(try range(gpa, len), with: byte)
     return 0

@@ -45,7 +45,9 @@ public func pm_dirty_begin(
 
 private func beginHarvest(_ object: MachineObject) throws(Refusal) -> OpaquePointer? {
   let harvest: DirtyHarvest
-  do throws(GuestMemoryError) { harvest = try object.memory.beginHarvest() } catch { throw Refusal(error) }
+  do throws(GuestMemoryError) { harvest = try object.memory.beginHarvest() } catch {
+    throw Refusal(error)
+  }
   let runs = harvest.runs
   return try Exclusive<DirtyHarvest>.name(
     .PM_HANDLE_HARVEST, harvest, owner: object, runs: runs)
@@ -122,7 +124,9 @@ public func pm_merge(
     let object = try Handle.machine(machine)
     if let result { try check(size: result.pointee.size, of: pm_merge_result.self) }
     let merge: MergeResult
-    do throws(GuestMemoryError) { merge = try object.memory.mergePages() } catch { throw Refusal(error) }
+    do throws(GuestMemoryError) { merge = try object.memory.mergePages() } catch {
+      throw Refusal(error)
+    }
     if let result {
       result.pointee.reserved = 0
       result.pointee.scanned = UInt64(merge.scannedPages)

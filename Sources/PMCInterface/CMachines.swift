@@ -62,7 +62,9 @@ public func pm_machine_get_info(
     result.memory = object.memory.byteCount
     result.frame_count = UInt64(object.machine.frames.frameCount)
     result.ballooned = object.memory.balloonedByteCount
-    do throws(GuestMemoryError) { result.resident = try object.memory.residentByteCount() } catch { throw Refusal(error) }
+    do throws(GuestMemoryError) { result.resident = try object.memory.residentByteCount() } catch {
+      throw Refusal(error)
+    }
     result.finding_count = UInt64(object.machine.findings.total)
     info.pointee = result
   }

@@ -11,7 +11,9 @@ public func pm_cpu_claim(
     let object = try Handle.machine(machine)
     guard let cpu else { throw .null("cpu") }
     let claimed: CPU
-    do throws(MachineError) { claimed = try object.machine.claimCPU(Int(index)) } catch { throw Refusal(error) }
+    do throws(MachineError) { claimed = try object.machine.claimCPU(Int(index)) } catch {
+      throw Refusal(error)
+    }
     cpu.pointee = try Exclusive<CPU>.name(.PM_HANDLE_CPU, claimed, owner: object)
     return 0
   }

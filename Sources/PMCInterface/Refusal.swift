@@ -69,7 +69,9 @@ struct Refusal: Error {
   func answer() -> Int32 {
     var text = text
     text.withUTF8 { utf8 in
-      utf8.withMemoryRebound(to: CChar.self) { pm_error_keep($0.baseAddress ?? pm_error_text(), $0.count) }
+      utf8.withMemoryRebound(to: CChar.self) {
+        pm_error_keep($0.baseAddress ?? pm_error_text(), $0.count)
+      }
     }
     return -errno
   }
