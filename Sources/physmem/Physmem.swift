@@ -13,7 +13,8 @@ struct Physmem: ParsableCommand {
       """,
     version: "0.1.0",
     subcommands: [
-      Replay.self, Conform.self, KVM.self, Stress.self, Bench.self, Demo.self, Doctor.self,
+      Replay.self, Conform.self, KVM.self, Stress.self, Bench.self, Serve.self, Peek.self,
+      Demo.self, Doctor.self,
     ])
 }
 
