@@ -1,3 +1,6 @@
+// The names are those of physmem.h, which also says what the functions do.
+// swift-format-ignore-file: AlwaysUseLowerCamelCase
+
 internal import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
@@ -7,7 +10,7 @@ internal import Physmem
 // reference counted or anything allocated; what that does not find is asked of the methods of GuestMemory.
 
 @c @implementation
-public func pm_read(
+func pm_read(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ data: UnsafeMutableRawPointer!, _ len: Int
 ) -> Int32 {
   let port = pm_readers_enter()
@@ -24,7 +27,7 @@ public func pm_read(
 }
 
 @c @implementation
-public func pm_write(
+func pm_write(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ data: UnsafeRawPointer!, _ len: Int
 ) -> Int32 {
   let port = pm_readers_enter()
@@ -41,7 +44,7 @@ public func pm_write(
 }
 
 @c @implementation
-public func pm_rom_write(
+func pm_rom_write(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ data: UnsafeRawPointer!, _ len: Int
 ) -> Int32 {
   copySlowly(machine, gpa, data, len) { (memory, count) throws(GuestMemoryError) in
@@ -50,8 +53,7 @@ public func pm_rom_write(
 }
 
 @c @implementation
-public func pm_fill(_ machine: OpaquePointer!, _ gpa: UInt64, _ byte: UInt8, _ len: UInt64) -> Int32
-{
+func pm_fill(_ machine: OpaquePointer!, _ gpa: UInt64, _ byte: UInt8, _ len: UInt64) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.fill(try range(gpa, len), with: byte)
     return 0
@@ -61,7 +63,7 @@ public func pm_fill(_ machine: OpaquePointer!, _ gpa: UInt64, _ byte: UInt8, _ l
 // MARK: words
 
 @c @implementation
-public func pm_load(
+func pm_load(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32,
   _ value: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
@@ -75,7 +77,7 @@ public func pm_load(
 }
 
 @c @implementation
-public func pm_store(
+func pm_store(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32, _ value: UInt64
 ) -> Int32 {
   switch width {
@@ -88,7 +90,7 @@ public func pm_store(
 }
 
 @c @implementation
-public func pm_atomic_load(
+func pm_atomic_load(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32,
   _ value: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
@@ -102,7 +104,7 @@ public func pm_atomic_load(
 }
 
 @c @implementation
-public func pm_atomic_store(
+func pm_atomic_store(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32, _ value: UInt64
 ) -> Int32 {
   switch width {
@@ -115,7 +117,7 @@ public func pm_atomic_store(
 }
 
 @c @implementation
-public func pm_atomic_cas(
+func pm_atomic_cas(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32,
   _ expected: UnsafeMutablePointer<UInt64>!, _ desired: UInt64
 ) -> Int32 {
@@ -131,7 +133,7 @@ public func pm_atomic_cas(
 // MARK: addresses
 
 @c @implementation
-public func pm_translate(
+func pm_translate(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64, _ prot: UInt32,
   _ hva: UnsafeMutablePointer<UnsafeMutableRawPointer?>!
 ) -> Int32 {
@@ -160,7 +162,7 @@ public func pm_translate(
 }
 
 @c @implementation
-public func pm_translate_host(
+func pm_translate_host(
   _ machine: OpaquePointer!, _ hva: UnsafeRawPointer!, _ gpa: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
   answer { () throws(Refusal) in

@@ -1,3 +1,6 @@
+// The names are those of physmem.h, which also says what the functions do.
+// swift-format-ignore-file: AlwaysUseLowerCamelCase
+
 internal import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
@@ -12,7 +15,7 @@ struct KVMMapping: Sendable {
 }
 
 @c @implementation
-public func pm_map_kvm(
+func pm_map_kvm(
   _ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32, _ flags: UInt32
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -52,7 +55,7 @@ public func pm_map_kvm(
 }
 
 @c @implementation
-public func pm_unmap_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
+func pm_unmap_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
   answer { () throws(Refusal) in
     let object = try Handle.machine(machine)
     return try object.kvmMappings.withLock { mappings throws(Refusal) in
@@ -74,7 +77,7 @@ public func pm_unmap_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UI
 }
 
 @c @implementation
-public func pm_collect_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
+func pm_collect_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
   answer { () throws(Refusal) in
     let object = try Handle.machine(machine)
     return try object.kvmMappings.withLock { mappings throws(Refusal) in

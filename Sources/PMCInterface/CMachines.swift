@@ -1,18 +1,19 @@
-public import CPhysmemABI
+// The names are those of physmem.h, which also says what the functions do.
+// swift-format-ignore-file: AlwaysUseLowerCamelCase
+
+internal import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
 internal import Physmem
 
-// physmem.h says what these functions do; it is not repeated here.
+@c @implementation
+func pm_abi_version() -> UInt32 { UInt32(PM_ABI_VERSION) }
 
 @c @implementation
-public func pm_abi_version() -> UInt32 { UInt32(PM_ABI_VERSION) }
+func pm_last_error() -> UnsafePointer<CChar>! { pm_error_text() }
 
 @c @implementation
-public func pm_last_error() -> UnsafePointer<CChar>! { pm_error_text() }
-
-@c @implementation
-public func pm_open(
+func pm_open(
   _ memory: UInt64, _ machine: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   var options = pm_options()
@@ -23,7 +24,7 @@ public func pm_open(
 }
 
 @c @implementation
-public func pm_open_options(
+func pm_open_options(
   _ options: UnsafePointer<pm_options>!, _ machine: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -34,7 +35,7 @@ public func pm_open_options(
 }
 
 @c @implementation
-public func pm_close(_ machine: OpaquePointer!) -> Int32 {
+func pm_close(_ machine: OpaquePointer!) -> Int32 {
   guard let ended = pm_handle_end(.PM_HANDLE_MACHINE, Handle.name(machine)) else {
     return Handle.refusal(.PM_HANDLE_MACHINE, machine).answer()
   }
@@ -50,7 +51,7 @@ public func pm_close(_ machine: OpaquePointer!) -> Int32 {
 }
 
 @c @implementation
-public func pm_machine_get_info(
+func pm_machine_get_info(
   _ machine: OpaquePointer!, _ info: UnsafeMutablePointer<pm_machine_info>!
 ) -> Int32 {
   Handle.answer(machine, info) { (object, info) throws(Refusal) in
@@ -71,7 +72,7 @@ public func pm_machine_get_info(
 }
 
 @c @implementation
-public func pm_finding(
+func pm_finding(
   _ machine: OpaquePointer!, _ index: UInt64, _ text: UnsafeMutablePointer<CChar>!,
   _ capacity: Int
 ) -> Int32 {
