@@ -145,7 +145,7 @@ let package = Package(
     .target(
       name: "PMCInterface",
       dependencies: [
-        "CPhysmemABI", "CPhysmemShim", "Physmem",
+        "CPhysmemABI", "CPhysmemShim", "Physmem", "PMExport", "PMVhostUser",
         .product(name: "SystemPackage", package: "swift-system"),
       ], swiftSettings: strict),
     // The command.

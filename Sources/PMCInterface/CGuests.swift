@@ -4,7 +4,10 @@
 internal import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
+internal import PMExport
+internal import PMVhostUser
 internal import Physmem
+internal import SystemPackage
 
 /// The slots that one call made in a virtual machine.
 struct KVMMapping: Sendable {
@@ -93,6 +96,56 @@ func pm_collect_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32)
       }
       return 0
     }
+  }
+}
+
+@c @implementation
+func pm_qemu_args(
+  _ machine: OpaquePointer!, _ text: UnsafeMutablePointer<CChar>!, _ capacity: Int
+) -> Int32 {
+  answer { () throws(Refusal) in
+    let regions = try Handle.machine(machine).memory.regions.filter { $0.kind == .ram }
+    let size = ByteCount(regions.reduce(0) { $0 + $1.range.byteCount })
+    var descriptors: Set<Int32> = []
+    for region in regions {
+      guard let descriptor = region.fileDescriptor else {
+        throw Refusal(EOPNOTSUPP, "the bytes of \(region.range) are private to this process")
+      }
+      descriptors.insert(descriptor)
+    }
+    let runs = regions.map { QEMUMachine.Run(range: $0.range, fileOffset: $0.fileOffset) }
+    guard let descriptor = descriptors.first, descriptors.count == 1,
+      let type = QEMUMachine.allCases.first(where: { $0.runs(memory: size) == runs })
+    else {
+      let have = regions.map { "\($0.range)" }.joined(separator: ", ")
+      let wanted = QEMUMachine.q35.runs(memory: size).map { "\($0.range)" }.joined(separator: ", ")
+      throw Refusal(
+        EOPNOTSUPP,
+        "RAM is \(have.isEmpty ? "nowhere" : have): QEMU has it in one file at \(wanted)")
+    }
+    let arguments = QEMUArguments(
+      machine: type, memory: size, process: getpid(), descriptor: descriptor)
+    return try copy(arguments.line, to: text, capacity: capacity)
+  }
+}
+
+@c @implementation
+func pm_vhost_user_add(_ machine: OpaquePointer!, _ socket: Int32, _ flags: UInt32) -> Int32 {
+  answer { () throws(Refusal) in
+    let object = try Handle.machine(machine)
+    let known = PM_VHOST_USER_REPLY_ACK.rawValue | PM_VHOST_USER_CONFIGURE_MEM_SLOTS.rawValue
+    guard flags & ~known == 0 else {
+      throw Refusal(EINVAL, "flags 0x\(String(flags & ~known, radix: 16)) are unknown")
+    }
+    var features: VhostUserProtocolFeatures = []
+    if flags & PM_VHOST_USER_REPLY_ACK.rawValue != 0 { features.insert(.replyAck) }
+    if flags & PM_VHOST_USER_CONFIGURE_MEM_SLOTS.rawValue != 0 {
+      features.insert(.configureMemSlots)
+    }
+    do throws(VhostUserError) {
+      return Int32(
+        try VhostUser.addRegions(of: object.memory, to: socket, features: features))
+    } catch { throw Refusal(error.errno.rawValue, "\(error)") }
   }
 }
 
