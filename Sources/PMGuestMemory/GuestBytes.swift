@@ -31,7 +31,15 @@ final class GuestBytes: Sendable {
   func fork() throws(GuestMemoryError) -> GuestBytes {
     if let machine {
       let copy: Machine
-      do { copy = try machine.fork() } catch .arena(let error) { throw .arena(error) } catch { throw .machine("\(error)") }
+      do {
+        copy = try machine.fork()
+      } catch .arena(let error) {
+        throw .arena(error)
+      } catch .tables(let error) {
+        throw .arena(.host(error))
+      } catch {
+        fatalError("a machine of the same shape was refused: \(error)")
+      }
       return GuestBytes(copy)
     }
     return try GuestMemoryError.wrapping { () throws(ArenaError) in

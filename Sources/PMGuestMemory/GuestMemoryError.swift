@@ -36,8 +36,6 @@ public enum GuestMemoryError: Error, Equatable, Sendable {
   case otherMachine
   /// The arena, and behind it the host, refused.
   case arena(ArenaError)
-  /// A machine could not be copied: the host refused, and says what.
-  case machine(String)
 
   /// Does `body` and throws its error as one of guest memory.
   static func wrapping<Result: ~Copyable>(
@@ -67,7 +65,6 @@ extension GuestMemoryError: CustomStringConvertible {
     case .harvestOpen: "a harvest of dirty pages is open: commit or abort it first"
     case .otherMachine: "the CPU is of another machine"
     case .arena(let error): "\(error)"
-    case .machine(let text): text
     }
   }
 }

@@ -182,6 +182,19 @@ public final class Machine: @unchecked Sendable {
     return CPU(machine: self, index: index, node: cpuNodes[index], core: core(cpu: index))
   }
 
+  /// Does something that needs the CPUs at rest, as a snapshot or a fork does, while none of them can be
+  /// claimed. Throws ``MachineError/cpuInUse(_:)`` if one is.
+  public func withCPUsAtRest<Result>(_ body: () -> Result) throws(MachineError) -> Result {
+    let busy = claims.withLock { claims in
+      if let busy = claims.firstIndex(of: true) { return busy as Int? }
+      for index in claims.indices { claims[index] = true }
+      return nil
+    }
+    if let busy { throw .cpuInUse(busy) }
+    defer { claims.withLock { claims in for index in claims.indices { claims[index] = false } } }
+    return body()
+  }
+
   func giveBack(cpu: Int) { claims.withLock { $0[cpu] = false } }
 
   // MARK: looking

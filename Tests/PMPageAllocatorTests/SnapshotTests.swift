@@ -1,3 +1,4 @@
+import PMArena
 import PMFrames
 import PMUnits
 import Testing
@@ -56,6 +57,23 @@ import Testing
     #expect(machine.invariantViolations() == [])
     #expect(runOn() == first)
     #expect(machine.state(withMaps: true) == stateAfter)
+  }
+
+  @Test func `Nobody claims a CPU while the CPUs are at rest, which they are not while one is claimed`()
+    throws
+  {
+    let machine = try Machine(MachineDescription(memory: .mib(32), cpus: 2))
+    let answer = try machine.withCPUsAtRest {
+      #expect(throws: MachineError.self) { _ = try machine.claimCPU(1) }
+      return 7
+    }
+    #expect(answer == 7)
+    do {
+      let cpu = try machine.claimCPU(1)
+      #expect(throws: MachineError.self) { try machine.withCPUsAtRest { #expect(Bool(false)) } }
+      #expect(cpu.index == 1)
+    }
+    #expect(try machine.withCPUsAtRest { true })
   }
 
   @Test(arguments: RefcountLayout.allCases)
