@@ -51,6 +51,29 @@ func pm_close(_ machine: OpaquePointer!) -> Int32 {
 }
 
 @c @implementation
+func pm_fork(
+  _ parent: OpaquePointer!, _ child: UnsafeMutablePointer<OpaquePointer?>!
+) -> Int32 {
+  answer { () throws(Refusal) in
+    let object = try Handle.machine(parent)
+    guard let child else { throw .null("child") }
+    let copy: Result<GuestMemory, GuestMemoryError>
+    do throws(MachineError) {
+      copy = try object.machine.withCPUsAtRest {
+        Result { () throws(GuestMemoryError) in try object.memory.fork() }
+      }
+    } catch { throw Refusal(error) }
+    let memory: GuestMemory
+    do throws(GuestMemoryError) { memory = try copy.get() } catch { throw Refusal(error) }
+    guard let machine = memory.machine else {
+      throw Refusal(EOPNOTSUPP, "the machine's own regions were removed")
+    }
+    child.pointee = try name(MachineObject(machine: machine, memory: memory))
+    return 0
+  }
+}
+
+@c @implementation
 func pm_machine_get_info(
   _ machine: OpaquePointer!, _ info: UnsafeMutablePointer<pm_machine_info>!
 ) -> Int32 {
