@@ -196,6 +196,10 @@ let package = Package(
     .testTarget(
       name: "PMVhostUserTests", dependencies: ["Physmem", "PMExport", "PMVhostUser"],
       swiftSettings: strict),
+    // An example that the tests run: a disk of another process on a machine's memory.
+    .executableTarget(
+      name: "VhostUserDisk", dependencies: ["Physmem", "PMVhostUser"],
+      path: "Tests/Examples/vhost-user", exclude: ["run"], swiftSettings: strict),
     .testTarget(
       name: "PMRealGuestTests",
       dependencies: [

@@ -65,7 +65,8 @@ struct Serve: ParsableCommand {
   @Option(help: "Passed on to QEMU: whether its core dumps have the memory.")
   var dump: Switch?
 
-  @Option(help: "Where other programs get the memory; a name with the process's number if none is given.")
+  @Option(
+    help: "Where other programs get the memory; a name with the process's number if none is given.")
   var socket: String?
 
   @Option(help: "What is logged on standard error: \(LogLevel.names).")
@@ -77,7 +78,8 @@ struct Serve: ParsableCommand {
   func validate() throws {
     guard share.isOn else {
       throw ValidationError(
-        "share=off makes the memory private to each program that maps it: nobody would see the guest's.")
+        "share=off makes the memory private to each program that maps it: nobody would see the guest's."
+      )
     }
     guard hugetlbsize == .mib(2) else {
       throw ValidationError("pages from the pool have 2M each: expected --hugetlbsize 2M.")

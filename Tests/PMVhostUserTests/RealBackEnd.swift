@@ -13,31 +13,24 @@ final class RealBackEnd {
   private let folder: URL
   private let process = Process()
 
-  /// Starts it on a disk of these bytes, and waits until it says that it is ready.
+  /// Starts it on a disk of these bytes. Its socket listens already, so that nobody has to wait until it is ready.
   init(_ path: String, disk bytes: [UInt8]) throws {
     folder = FileManager.default.temporaryDirectory
       .appendingPathComponent("pm-vhost-\(UUID().uuidString.prefix(8))")
     try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
     disk = folder.appendingPathComponent("disk.raw")
     socket = folder.appendingPathComponent("blk.sock").path
-    let pid = folder.appendingPathComponent("pid").path
     try Data(bytes).write(to: disk)
+    let listener = try Socket.listen(at: socket)
     process.executableURL = URL(fileURLWithPath: path)
     process.arguments = [
       "--blockdev", "driver=file,node-name=disk,filename=\(disk.path)",
       "--export",
-      "type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path=\(socket)",
-      // Written when everything is set up.
-      "--pidfile", pid,
+      "type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=fd,addr.str=0",
     ]
-    process.standardInput = FileHandle.nullDevice
+    process.standardInput = FileHandle(
+      fileDescriptor: listener.rawValue, closeOnDealloc: false)
     try process.run()
-    let deadline = ContinuousClock.now + .seconds(30)
-    while !FileManager.default.fileExists(atPath: pid) {
-      try #require(process.isRunning, "\(path) ended by itself")
-      try #require(ContinuousClock.now < deadline, "\(path) is not ready after 30 s")
-      sched_yield()
-    }
   }
 
   /// Ends it and waits until it has ended. What it has answered is in the file.
