@@ -76,6 +76,7 @@ install: library
 	  $(AT)/share/fish/vendor_completions.d
 	install -m 755 $(OUT)/physmem $(AT)/bin/
 	install -m 644 CShim/abi/include/physmem.h $(AT)/include/
+	install -m 644 Adapters/Unicorn/physmem-unicorn.h $(AT)/include/
 	install -m 644 $(OUT)/libphysmem.so.0 $(OUT)/libphysmem.a $(AT)/$(LIBDIR)/
 	ln -sf libphysmem.so.0 $(AT)/$(LIBDIR)/libphysmem.so
 	sed -e 's,@PREFIX@,$(PREFIX),; s,@LIBDIR@,$(LIBDIR),' -e "s,@VERSION@,$$($(OUT)/physmem --version)," \

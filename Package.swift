@@ -192,7 +192,8 @@ let package = Package(
       name: "PMGuestMemoryTests",
       dependencies: ["CPhysmemShim", "Physmem"], swiftSettings: strict),
     .testTarget(
-      name: "PMExportTests", dependencies: ["Physmem", "PMExport"], swiftSettings: strict),
+      name: "PMExportTests", dependencies: ["CPhysmemShim", "Physmem", "PMExport"],
+      swiftSettings: strict),
     .testTarget(
       name: "PMVhostUserTests", dependencies: ["Physmem", "PMExport", "PMVhostUser"],
       swiftSettings: strict),
