@@ -12,7 +12,7 @@ PHYSMEM = .build/release/physmem
 SOURCES = Package.swift Sources Tests Benchmarks
 
 .PHONY: demo test setup setup-profile build format lint docs bench instructions test-release \
-  test-thread test-address test-planted fuzz library install setup-examples examples clean
+  test-thread test-address test-planted test-qemu setup-qemu fuzz library install setup-examples examples clean
 
 demo: build
 	@$(PHYSMEM) replay $(FIXTURES)/*.trace.gz
@@ -38,8 +38,8 @@ setup:
 	  fi; \
 	  echo "installing$$missing"; \
 	  if [ "$$(id -u)" = 0 ]; then root=""; else root="sudo"; fi; \
-	  $$root apt-get install -y -q $$missing >/dev/null 2>&1 \
-	    || { $$root apt-get update -q >/dev/null && $$root apt-get install -y -q $$missing >/dev/null; } \
+	  $$root apt-get install -y -q --no-install-recommends $$missing >/dev/null 2>&1 \
+	    || { $$root apt-get update -q >/dev/null && $$root apt-get install -y -q --no-install-recommends $$missing >/dev/null; } \
 	    || { echo "could not install$$missing; as root: apt-get install$$missing"; exit 69; }; \
 	fi
 
@@ -53,6 +53,10 @@ setup-profile: setup
 setup-examples: setup
 	@$(MAKE) --no-print-directory setup PACKAGES="pkg-config libunicorn-dev python3-numpy python3-pip python3-setuptools mypy"
 	@command -v rustc >/dev/null || $(MAKE) --no-print-directory setup PACKAGES=rustc
+
+# What the examples with QEMU need besides; with it `make test` asks QEMU and its storage daemon, too.
+setup-qemu: setup
+	@$(MAKE) --no-print-directory setup PACKAGES="qemu-system-x86 qemu-system-common libc6-dev gcc cpio jq"
 
 build: setup
 	$(SWIFT) build -c release --product physmem
@@ -92,14 +96,14 @@ test-release: setup
 
 test-thread: setup
 	$(SWIFT) test --scratch-path .build-thread --sanitize=thread -Xcc -DPM_THREAD_SANITIZER \
-	  --disable-xctest --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMHostMapTests|PMGuestMapTests|PMGuestMemoryTests|PMStressTests'
+	  --disable-xctest --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMHostMapTests|PMGuestMapTests|PMGuestMemoryTests|PMExportTests|PMVhostUserTests|PMStressTests'
 
 # With the leak check where worlds are made and given back as users do; the fixtures of the mapping tests
 # keep themselves alive (an observer's closure holds its fixture), so that theirs run without it.
 ADDRESS = $(SWIFT) test --scratch-path .build-address --sanitize=address --disable-xctest
 test-address: setup
 	ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=$(CURDIR)/.ci/leaks $(ADDRESS) \
-	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMGuestMemoryTests|PMStressTests'
+	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMGuestMemoryTests|PMExportTests|PMVhostUserTests|PMStressTests'
 	ASAN_OPTIONS=detect_leaks=0 $(ADDRESS) --skip-build --filter 'PMHostMapTests|PMGuestMapTests'
 
 # `physmem stress` of a build with planted bugs (CShim/include/pm_planted.h) finds each of them.
@@ -111,6 +115,10 @@ EXAMPLES_PREFIX = $(CURDIR)/.build-examples
 examples: setup-examples
 	@$(MAKE) --no-print-directory install PREFIX=$(EXAMPLES_PREFIX)
 	Adapters/run $(EXAMPLES_PREFIX)
+
+# QEMU and its storage daemon on memory of ours.
+test-qemu: setup-qemu
+	.ci/qemu
 
 # libFuzzer with AddressSanitizer over memslot arguments, guest operations and tables, side by side.
 FUZZ_SECONDS ?= 60
