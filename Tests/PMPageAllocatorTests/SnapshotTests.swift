@@ -59,8 +59,7 @@ import Testing
     #expect(machine.state(withMaps: true) == stateAfter)
   }
 
-  @Test func `Nobody claims a CPU while the CPUs are at rest, which they are not while one is claimed`()
-    throws
+  @Test func `Nobody claims a CPU while the CPUs are kept at rest, and none is in use then`() throws
   {
     let machine = try Machine(MachineDescription(memory: .mib(32), cpus: 2))
     let answer = try machine.withCPUsAtRest {

@@ -253,7 +253,10 @@ def _load() -> ctypes.CDLL:
     library.pm_last_error.argtypes = []
     library.pm_last_error.restype = ctypes.c_char_p
     for name, arguments in _FUNCTIONS.items():
-        function = getattr(library, name)
+        # A library that is older may have fewer functions: what needs those raises AttributeError.
+        function = getattr(library, name, None)
+        if function is None:
+            continue
         function.argtypes = arguments
         function.restype = c_int
         function.errcheck = _check
