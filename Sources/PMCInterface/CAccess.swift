@@ -10,7 +10,7 @@ internal import Physmem
 // reference counted or anything allocated; what that does not find is asked of the methods of GuestMemory.
 
 @c @implementation
-func pm_read(
+package func pm_read(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ data: UnsafeMutableRawPointer!, _ len: Int
 ) -> Int32 {
   let port = pm_readers_enter()
@@ -27,7 +27,7 @@ func pm_read(
 }
 
 @c @implementation
-func pm_write(
+package func pm_write(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ data: UnsafeRawPointer!, _ len: Int
 ) -> Int32 {
   let port = pm_readers_enter()
@@ -44,7 +44,7 @@ func pm_write(
 }
 
 @c @implementation
-func pm_rom_write(
+package func pm_rom_write(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ data: UnsafeRawPointer!, _ len: Int
 ) -> Int32 {
   copySlowly(machine, gpa, data, len) { (memory, count) throws(GuestMemoryError) in
@@ -53,7 +53,7 @@ func pm_rom_write(
 }
 
 @c @implementation
-func pm_fill(_ machine: OpaquePointer!, _ gpa: UInt64, _ byte: UInt8, _ len: UInt64) -> Int32 {
+package func pm_fill(_ machine: OpaquePointer!, _ gpa: UInt64, _ byte: UInt8, _ len: UInt64) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.fill(try range(gpa, len), with: byte)
     return 0
@@ -63,7 +63,7 @@ func pm_fill(_ machine: OpaquePointer!, _ gpa: UInt64, _ byte: UInt8, _ len: UIn
 // MARK: words
 
 @c @implementation
-func pm_load(
+package func pm_load(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32,
   _ value: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
@@ -77,7 +77,7 @@ func pm_load(
 }
 
 @c @implementation
-func pm_store(
+package func pm_store(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32, _ value: UInt64
 ) -> Int32 {
   switch width {
@@ -90,7 +90,7 @@ func pm_store(
 }
 
 @c @implementation
-func pm_atomic_load(
+package func pm_atomic_load(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32,
   _ value: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
@@ -104,7 +104,7 @@ func pm_atomic_load(
 }
 
 @c @implementation
-func pm_atomic_store(
+package func pm_atomic_store(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32, _ value: UInt64
 ) -> Int32 {
   switch width {
@@ -117,7 +117,7 @@ func pm_atomic_store(
 }
 
 @c @implementation
-func pm_atomic_cas(
+package func pm_atomic_cas(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32,
   _ expected: UnsafeMutablePointer<UInt64>!, _ desired: UInt64
 ) -> Int32 {
@@ -133,7 +133,7 @@ func pm_atomic_cas(
 // MARK: addresses
 
 @c @implementation
-func pm_translate(
+package func pm_translate(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64, _ prot: UInt32,
   _ hva: UnsafeMutablePointer<UnsafeMutableRawPointer?>!
 ) -> Int32 {
@@ -162,7 +162,7 @@ func pm_translate(
 }
 
 @c @implementation
-func pm_translate_host(
+package func pm_translate_host(
   _ machine: OpaquePointer!, _ hva: UnsafeRawPointer!, _ gpa: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
   answer { () throws(Refusal) in

@@ -1,13 +1,13 @@
 // The names are those of physmem.h, which also says what the functions do.
 // swift-format-ignore-file: AlwaysUseLowerCamelCase
 
-internal import CPhysmemABI
+package import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
 internal import Physmem
 
 @c @implementation
-func pm_dirty_enable(_ machine: OpaquePointer!) -> Int32 {
+package func pm_dirty_enable(_ machine: OpaquePointer!) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.startTrackingDirtyPages()
     return 0
@@ -15,7 +15,7 @@ func pm_dirty_enable(_ machine: OpaquePointer!) -> Int32 {
 }
 
 @c @implementation
-func pm_dirty_disable(_ machine: OpaquePointer!) -> Int32 {
+package func pm_dirty_disable(_ machine: OpaquePointer!) -> Int32 {
   answer { () throws(Refusal) in
     let object = try Handle.machine(machine)
     do throws(GuestMemoryError) { try object.memory.stopTrackingDirtyPages() } catch {
@@ -27,7 +27,7 @@ func pm_dirty_disable(_ machine: OpaquePointer!) -> Int32 {
 }
 
 @c @implementation
-func pm_dirty_mark(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
+package func pm_dirty_mark(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.markDirty(try range(gpa, len))
     return 0
@@ -35,7 +35,7 @@ func pm_dirty_mark(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> I
 }
 
 @c @implementation
-func pm_dirty_begin(
+package func pm_dirty_begin(
   _ machine: OpaquePointer!, _ harvest: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -57,7 +57,7 @@ private func beginHarvest(_ object: MachineObject) throws(Refusal) -> OpaquePoin
 }
 
 @c @implementation
-func pm_dirty_count(
+package func pm_dirty_count(
   _ harvest: OpaquePointer!, _ pages: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
   Exclusive<DirtyHarvest>.use(.PM_HANDLE_HARVEST, harvest) { (_, harvest) throws(Refusal) in
@@ -68,7 +68,7 @@ func pm_dirty_count(
 }
 
 @c @implementation
-func pm_dirty_next(
+package func pm_dirty_next(
   _ harvest: OpaquePointer!, _ gpa: UnsafeMutablePointer<UInt64>!,
   _ len: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
@@ -92,19 +92,19 @@ func pm_dirty_next(
 }
 
 @c @implementation
-func pm_dirty_commit(_ harvest: OpaquePointer!) -> Int32 {
+package func pm_dirty_commit(_ harvest: OpaquePointer!) -> Int32 {
   Exclusive<DirtyHarvest>.end(.PM_HANDLE_HARVEST, harvest) { $0.commit() }
 }
 
 @c @implementation
-func pm_dirty_abort(_ harvest: OpaquePointer!) -> Int32 {
+package func pm_dirty_abort(_ harvest: OpaquePointer!) -> Int32 {
   Exclusive<DirtyHarvest>.end(.PM_HANDLE_HARVEST, harvest) { $0.abort() }
 }
 
 // MARK: giving memory back
 
 @c @implementation
-func pm_balloon_inflate(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
+package func pm_balloon_inflate(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.inflateBalloon(try range(gpa, len))
     return 0
@@ -112,7 +112,7 @@ func pm_balloon_inflate(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64)
 }
 
 @c @implementation
-func pm_balloon_deflate(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
+package func pm_balloon_deflate(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.deflateBalloon(try range(gpa, len))
     return 0
@@ -120,7 +120,7 @@ func pm_balloon_deflate(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64)
 }
 
 @c @implementation
-func pm_merge(
+package func pm_merge(
   _ machine: OpaquePointer!, _ result: UnsafeMutablePointer<pm_merge_result>!
 ) -> Int32 {
   answer { () throws(Refusal) in

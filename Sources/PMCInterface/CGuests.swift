@@ -18,7 +18,7 @@ struct KVMMapping: Sendable {
 }
 
 @c @implementation
-func pm_map_kvm(
+package func pm_map_kvm(
   _ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32, _ flags: UInt32
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -58,7 +58,7 @@ func pm_map_kvm(
 }
 
 @c @implementation
-func pm_unmap_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
+package func pm_unmap_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
   answer { () throws(Refusal) in
     let object = try Handle.machine(machine)
     return try object.kvmMappings.withLock { mappings throws(Refusal) in
@@ -80,7 +80,7 @@ func pm_unmap_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -
 }
 
 @c @implementation
-func pm_collect_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
+package func pm_collect_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
   answer { () throws(Refusal) in
     let object = try Handle.machine(machine)
     return try object.kvmMappings.withLock { mappings throws(Refusal) in
@@ -100,7 +100,7 @@ func pm_collect_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32)
 }
 
 @c @implementation
-func pm_qemu_args(
+package func pm_qemu_args(
   _ machine: OpaquePointer!, _ text: UnsafeMutablePointer<CChar>!, _ capacity: Int
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -130,7 +130,7 @@ func pm_qemu_args(
 }
 
 @c @implementation
-func pm_vhost_user_add(_ machine: OpaquePointer!, _ socket: Int32, _ flags: UInt32) -> Int32 {
+package func pm_vhost_user_add(_ machine: OpaquePointer!, _ socket: Int32, _ flags: UInt32) -> Int32 {
   answer { () throws(Refusal) in
     let object = try Handle.machine(machine)
     let known = PM_VHOST_USER_REPLY_ACK.rawValue | PM_VHOST_USER_CONFIGURE_MEM_SLOTS.rawValue

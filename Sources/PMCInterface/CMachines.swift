@@ -1,19 +1,19 @@
 // The names are those of physmem.h, which also says what the functions do.
 // swift-format-ignore-file: AlwaysUseLowerCamelCase
 
-internal import CPhysmemABI
+package import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
 internal import Physmem
 
 @c @implementation
-func pm_abi_version() -> UInt32 { UInt32(PM_ABI_VERSION) }
+package func pm_abi_version() -> UInt32 { UInt32(PM_ABI_VERSION) }
 
 @c @implementation
-func pm_last_error() -> UnsafePointer<CChar>! { pm_error_text() }
+package func pm_last_error() -> UnsafePointer<CChar>! { pm_error_text() }
 
 @c @implementation
-func pm_open(
+package func pm_open(
   _ memory: UInt64, _ machine: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   var options = pm_options()
@@ -24,7 +24,7 @@ func pm_open(
 }
 
 @c @implementation
-func pm_open_options(
+package func pm_open_options(
   _ options: UnsafePointer<pm_options>!, _ machine: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -35,7 +35,7 @@ func pm_open_options(
 }
 
 @c @implementation
-func pm_close(_ machine: OpaquePointer!) -> Int32 {
+package func pm_close(_ machine: OpaquePointer!) -> Int32 {
   guard let ended = pm_handle_end(.PM_HANDLE_MACHINE, Handle.name(machine)) else {
     return Handle.refusal(.PM_HANDLE_MACHINE, machine).answer()
   }
@@ -51,7 +51,7 @@ func pm_close(_ machine: OpaquePointer!) -> Int32 {
 }
 
 @c @implementation
-func pm_fork(
+package func pm_fork(
   _ parent: OpaquePointer!, _ child: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -74,7 +74,7 @@ func pm_fork(
 }
 
 @c @implementation
-func pm_machine_get_info(
+package func pm_machine_get_info(
   _ machine: OpaquePointer!, _ info: UnsafeMutablePointer<pm_machine_info>!
 ) -> Int32 {
   Handle.answer(machine, info) { (object, info) throws(Refusal) in
@@ -95,7 +95,7 @@ func pm_machine_get_info(
 }
 
 @c @implementation
-func pm_finding(
+package func pm_finding(
   _ machine: OpaquePointer!, _ index: UInt64, _ text: UnsafeMutablePointer<CChar>!,
   _ capacity: Int
 ) -> Int32 {

@@ -1,13 +1,13 @@
 // The names are those of physmem.h, which also says what the functions do.
 // swift-format-ignore-file: AlwaysUseLowerCamelCase
 
-internal import CPhysmemABI
+package import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
 internal import Physmem
 
 @c @implementation
-func pm_cpu_claim(
+package func pm_cpu_claim(
   _ machine: OpaquePointer!, _ index: UInt32, _ cpu: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -23,12 +23,12 @@ func pm_cpu_claim(
 }
 
 @c @implementation
-func pm_cpu_release(_ cpu: OpaquePointer!) -> Int32 {
+package func pm_cpu_release(_ cpu: OpaquePointer!) -> Int32 {
   Exclusive<CPU>.end(.PM_HANDLE_CPU, cpu) { _ = consume $0 }
 }
 
 @c @implementation
-func pm_alloc_pages(
+package func pm_alloc_pages(
   _ cpu: OpaquePointer!, _ order: UInt32, _ gfp: UInt32, _ node: Int32,
   _ pfn: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
@@ -62,7 +62,7 @@ private func allocationRefusal(
 }
 
 @c @implementation
-func pm_free_pages(_ cpu: OpaquePointer!, _ pfn: UInt64, _ order: UInt32) -> Int32 {
+package func pm_free_pages(_ cpu: OpaquePointer!, _ pfn: UInt64, _ order: UInt32) -> Int32 {
   Exclusive<CPU>.use(.PM_HANDLE_CPU, cpu) { (_, cpu) throws(Refusal) in
     cpu.freePages(try block(pfn, order: order, of: cpu.machine), order: Int(order))
     return 0
@@ -70,7 +70,7 @@ func pm_free_pages(_ cpu: OpaquePointer!, _ pfn: UInt64, _ order: UInt32) -> Int
 }
 
 @c @implementation
-func pm_put_page(_ cpu: OpaquePointer!, _ pfn: UInt64) -> Int32 {
+package func pm_put_page(_ cpu: OpaquePointer!, _ pfn: UInt64) -> Int32 {
   Exclusive<CPU>.use(.PM_HANDLE_CPU, cpu) { (_, cpu) throws(Refusal) in
     cpu.putPage(try block(pfn, order: 0, of: cpu.machine))
     return 0
@@ -78,7 +78,7 @@ func pm_put_page(_ cpu: OpaquePointer!, _ pfn: UInt64) -> Int32 {
 }
 
 @c @implementation
-func pm_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 {
+package func pm_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 {
   answer { () throws(Refusal) in
     let machine = try Handle.machine(machine).machine
     machine.frames.getPage(try block(pfn, order: 0, of: machine))
@@ -87,7 +87,7 @@ func pm_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 {
 }
 
 @c @implementation
-func pm_try_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 {
+package func pm_try_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 {
   answer { () throws(Refusal) in
     let machine = try Handle.machine(machine).machine
     let head = machine.frames.compoundHead(of: try block(pfn, order: 0, of: machine))
@@ -96,7 +96,7 @@ func pm_try_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 {
 }
 
 @c @implementation
-func pm_page_refcount(
+package func pm_page_refcount(
   _ machine: OpaquePointer!, _ pfn: UInt64, _ count: UnsafeMutablePointer<Int32>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -108,7 +108,7 @@ func pm_page_refcount(
 }
 
 @c @implementation
-func pm_ref_table(
+package func pm_ref_table(
   _ machine: OpaquePointer!, _ table: UnsafeMutablePointer<pm_ref_table_info>!
 ) -> Int32 {
   Handle.answer(machine, table) { (object, table) throws(Refusal) in
@@ -121,7 +121,7 @@ func pm_ref_table(
 }
 
 @c @implementation
-func pm_report_free_pages(
+package func pm_report_free_pages(
   _ cpu: OpaquePointer!, _ minOrder: UInt32, _ maxBytes: UInt64,
   _ reported: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {

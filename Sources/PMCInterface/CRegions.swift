@@ -1,14 +1,14 @@
 // The names are those of physmem.h, which also says what the functions do.
 // swift-format-ignore-file: AlwaysUseLowerCamelCase
 
-internal import CPhysmemABI
+package import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
 internal import Physmem
 internal import Synchronization
 
 @c @implementation
-func pm_regions(
+package func pm_regions(
   _ machine: OpaquePointer!, _ regions: UnsafeMutablePointer<pm_region>!,
   _ count: UnsafeMutablePointer<UInt32>!
 ) -> Int32 {
@@ -31,7 +31,7 @@ func pm_regions(
 }
 
 @c @implementation
-func pm_region_add(
+package func pm_region_add(
   _ machine: OpaquePointer!, _ region: UnsafePointer<pm_region>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -45,7 +45,7 @@ func pm_region_add(
 }
 
 @c @implementation
-func pm_region_remove(_ machine: OpaquePointer!, _ gpa: UInt64) -> Int32 {
+package func pm_region_remove(_ machine: OpaquePointer!, _ gpa: UInt64) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     // Keeps the region until the lock is open again: a device's `release` may then do what it likes.
     let before = memory.snapshot()
@@ -56,7 +56,7 @@ func pm_region_remove(_ machine: OpaquePointer!, _ gpa: UInt64) -> Int32 {
 }
 
 @c @implementation
-func pm_mmio_add(
+package func pm_mmio_add(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64, _ ops: UnsafePointer<pm_mmio_ops>!,
   _ opaque: UnsafeMutableRawPointer!
 ) -> Int32 {
