@@ -120,13 +120,15 @@ examples: setup-examples
 test-qemu: setup-qemu
 	.ci/qemu
 
-# libFuzzer with AddressSanitizer over memslot arguments, guest operations and tables, side by side.
+# libFuzzer with AddressSanitizer over memslot arguments, guest operations, tables and the C
+# interface, side by side.
 FUZZ_SECONDS ?= 60
+FUZZ_TARGETS = FuzzMemslots FuzzGuest FuzzTables FuzzInterface
 fuzz: setup
 	$(SWIFT) build --package-path Tests/Fuzz --scratch-path .build-fuzz -c release \
 	  --sanitize=address --sanitize=fuzzer
 	@pids=""; \
-	for target in FuzzMemslots FuzzGuest FuzzTables; do \
+	for target in $(FUZZ_TARGETS); do \
 	  mkdir -p .build-fuzz/corpus/$$target; \
 	  echo "fuzzing: $$target, $(FUZZ_SECONDS) s"; \
 	  .build-fuzz/release/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=25 \
@@ -136,7 +138,7 @@ fuzz: setup
 	done; \
 	status=0; \
 	for pid in $$pids; do wait $$pid || status=1; done; \
-	for target in FuzzMemslots FuzzGuest FuzzTables; do \
+	for target in $(FUZZ_TARGETS); do \
 	  echo "$$target:"; tail -n 40 .build-fuzz/$$target.log; \
 	done; \
 	exit $$status

@@ -27,7 +27,7 @@ let package = Package(
         "PMGuestMemory", "PMExport", "PMVhostUser", "PMRealGuest", "PMReplay",
       ]),
     // The object code of libphysmem.a and libphysmem.so.0, which .install/library links.
-    .library(name: "PMCInterface", type: .static, targets: ["PMCInterface"]),
+    .library(name: "PMCInterface", type: .static, targets: ["PMCInterface", "CPhysmemABI"]),
     .library(name: "PhysmemConform", targets: ["PMConform"]),
     .library(name: "PhysmemStress", targets: ["PMStress"]),
     .library(name: "PhysmemBench", targets: ["PMBench"]),

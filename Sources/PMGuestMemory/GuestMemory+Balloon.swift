@@ -46,6 +46,7 @@ extension GuestMemory {
   /// Takes a range of RAM out of the balloon. Its pages come back as they are touched. As
   /// ``inflateBalloon(_:)``; what is not in the balloon is passed over.
   public func deflateBalloon(_ range: GuestRange) throws(GuestMemoryError) {
+    guard range.byteCount > 0 else { return }
     try state.withLock { state throws(GuestMemoryError) in
       for (object, part) in try GuestMemory.pages(of: range, in: state.snapshot) {
         object.ballooned.withLock {

@@ -93,7 +93,8 @@ extension RegionTable {
   func coverage(_ range: GuestRange, isWrite: Bool, objects: [RegionObject]) -> Coverage {
     guard range.isAddressable else {
       let end = max(range.start.rawValue, GPA.limit.rawValue)
-      let gap = GuestRange(start: GPA(end), byteCount: range.end - end)
+      // An empty range has no part beyond the limit, wherever it begins.
+      let gap = GuestRange(start: GPA(end), byteCount: range.end - min(end, range.end))
       return .fails(.unmapped(range, gap: gap))
     }
     guard var index = index(at: range.start.rawValue) else {

@@ -12,12 +12,13 @@ let settings: [SwiftSetting] = [
 let package = Package(
   name: "physmem-fuzz",
   dependencies: [.package(name: "physmem", path: "../..")],
-  targets: ["FuzzMemslots", "FuzzGuest", "FuzzTables"].map { name in
+  targets: ["FuzzMemslots", "FuzzGuest", "FuzzTables", "FuzzInterface"].map { name in
     .executableTarget(
       name: name,
       dependencies: [
         .product(name: "Physmem", package: "physmem"),
         .product(name: "PhysmemConform", package: "physmem"),
+        .product(name: "PMCInterface", package: "physmem"),
       ],
       swiftSettings: settings)
   }
