@@ -9,8 +9,9 @@ internal import Physmem
 // Each access first looks for memory of one region inside of one access of its own, without a lock, a
 // reference counted or anything allocated; what that does not find is asked of the methods of GuestMemory.
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_read(
+public func pm_read(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ data: UnsafeMutableRawPointer!, _ len: Int
 ) -> Int32 {
   let port = pm_readers_enter()
@@ -26,8 +27,9 @@ package func pm_read(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_write(
+public func pm_write(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ data: UnsafeRawPointer!, _ len: Int
 ) -> Int32 {
   let port = pm_readers_enter()
@@ -43,8 +45,9 @@ package func pm_write(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_rom_write(
+public func pm_rom_write(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ data: UnsafeRawPointer!, _ len: Int
 ) -> Int32 {
   copySlowly(machine, gpa, data, len) { (memory, count) throws(GuestMemoryError) in
@@ -52,8 +55,10 @@ package func pm_rom_write(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_fill(_ machine: OpaquePointer!, _ gpa: UInt64, _ byte: UInt8, _ len: UInt64) -> Int32 {
+public func pm_fill(_ machine: OpaquePointer!, _ gpa: UInt64, _ byte: UInt8, _ len: UInt64) -> Int32
+{
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.fill(try range(gpa, len), with: byte)
     return 0
@@ -62,8 +67,9 @@ package func pm_fill(_ machine: OpaquePointer!, _ gpa: UInt64, _ byte: UInt8, _ 
 
 // MARK: words
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_load(
+public func pm_load(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32,
   _ value: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
@@ -76,8 +82,9 @@ package func pm_load(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_store(
+public func pm_store(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32, _ value: UInt64
 ) -> Int32 {
   switch width {
@@ -89,8 +96,9 @@ package func pm_store(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_atomic_load(
+public func pm_atomic_load(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32,
   _ value: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
@@ -103,8 +111,9 @@ package func pm_atomic_load(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_atomic_store(
+public func pm_atomic_store(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32, _ value: UInt64
 ) -> Int32 {
   switch width {
@@ -116,8 +125,9 @@ package func pm_atomic_store(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_atomic_cas(
+public func pm_atomic_cas(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ width: UInt32,
   _ expected: UnsafeMutablePointer<UInt64>!, _ desired: UInt64
 ) -> Int32 {
@@ -132,8 +142,9 @@ package func pm_atomic_cas(
 
 // MARK: addresses
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_translate(
+public func pm_translate(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64, _ prot: UInt32,
   _ hva: UnsafeMutablePointer<UnsafeMutableRawPointer?>!
 ) -> Int32 {
@@ -161,8 +172,9 @@ package func pm_translate(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_translate_host(
+public func pm_translate_host(
   _ machine: OpaquePointer!, _ hva: UnsafeRawPointer!, _ gpa: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
   answer { () throws(Refusal) in

@@ -1,21 +1,23 @@
 // The names are those of physmem.h, which also says what the functions do.
 // swift-format-ignore-file: AlwaysUseLowerCamelCase
 
-package import CPhysmemABI
+public import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
 internal import Physmem
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_dirty_enable(_ machine: OpaquePointer!) -> Int32 {
+public func pm_dirty_enable(_ machine: OpaquePointer!) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.startTrackingDirtyPages()
     return 0
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_dirty_disable(_ machine: OpaquePointer!) -> Int32 {
+public func pm_dirty_disable(_ machine: OpaquePointer!) -> Int32 {
   answer { () throws(Refusal) in
     let object = try Handle.machine(machine)
     do throws(GuestMemoryError) { try object.memory.stopTrackingDirtyPages() } catch {
@@ -26,16 +28,18 @@ package func pm_dirty_disable(_ machine: OpaquePointer!) -> Int32 {
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_dirty_mark(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
+public func pm_dirty_mark(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.markDirty(try range(gpa, len))
     return 0
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_dirty_begin(
+public func pm_dirty_begin(
   _ machine: OpaquePointer!, _ harvest: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -56,8 +60,9 @@ private func beginHarvest(_ object: MachineObject) throws(Refusal) -> OpaquePoin
     .PM_HANDLE_HARVEST, harvest, owner: object, runs: runs)
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_dirty_count(
+public func pm_dirty_count(
   _ harvest: OpaquePointer!, _ pages: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
   Exclusive<DirtyHarvest>.use(.PM_HANDLE_HARVEST, harvest) { (_, harvest) throws(Refusal) in
@@ -67,8 +72,9 @@ package func pm_dirty_count(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_dirty_next(
+public func pm_dirty_next(
   _ harvest: OpaquePointer!, _ gpa: UnsafeMutablePointer<UInt64>!,
   _ len: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
@@ -91,36 +97,41 @@ package func pm_dirty_next(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_dirty_commit(_ harvest: OpaquePointer!) -> Int32 {
+public func pm_dirty_commit(_ harvest: OpaquePointer!) -> Int32 {
   Exclusive<DirtyHarvest>.end(.PM_HANDLE_HARVEST, harvest) { $0.commit() }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_dirty_abort(_ harvest: OpaquePointer!) -> Int32 {
+public func pm_dirty_abort(_ harvest: OpaquePointer!) -> Int32 {
   Exclusive<DirtyHarvest>.end(.PM_HANDLE_HARVEST, harvest) { $0.abort() }
 }
 
 // MARK: giving memory back
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_balloon_inflate(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
+public func pm_balloon_inflate(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.inflateBalloon(try range(gpa, len))
     return 0
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_balloon_deflate(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
+public func pm_balloon_deflate(_ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     try memory.deflateBalloon(try range(gpa, len))
     return 0
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_merge(
+public func pm_merge(
   _ machine: OpaquePointer!, _ result: UnsafeMutablePointer<pm_merge_result>!
 ) -> Int32 {
   answer { () throws(Refusal) in

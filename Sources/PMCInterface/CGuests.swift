@@ -17,8 +17,9 @@ struct KVMMapping: Sendable {
   let ranges: [GuestRange]
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_map_kvm(
+public func pm_map_kvm(
   _ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32, _ flags: UInt32
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -57,8 +58,9 @@ package func pm_map_kvm(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_unmap_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
+public func pm_unmap_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
   answer { () throws(Refusal) in
     let object = try Handle.machine(machine)
     return try object.kvmMappings.withLock { mappings throws(Refusal) in
@@ -79,8 +81,9 @@ package func pm_unmap_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: U
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_collect_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
+public func pm_collect_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot: UInt32) -> Int32 {
   answer { () throws(Refusal) in
     let object = try Handle.machine(machine)
     return try object.kvmMappings.withLock { mappings throws(Refusal) in
@@ -99,8 +102,9 @@ package func pm_collect_kvm(_ machine: OpaquePointer!, _ vm: Int32, _ firstSlot:
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_qemu_args(
+public func pm_qemu_args(
   _ machine: OpaquePointer!, _ text: UnsafeMutablePointer<CChar>!, _ capacity: Int
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -129,8 +133,10 @@ package func pm_qemu_args(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_vhost_user_add(_ machine: OpaquePointer!, _ socket: Int32, _ flags: UInt32) -> Int32 {
+public func pm_vhost_user_add(_ machine: OpaquePointer!, _ socket: Int32, _ flags: UInt32) -> Int32
+{
   answer { () throws(Refusal) in
     let object = try Handle.machine(machine)
     let known = PM_VHOST_USER_REPLY_ACK.rawValue | PM_VHOST_USER_CONFIGURE_MEM_SLOTS.rawValue

@@ -1,19 +1,22 @@
 // The names are those of physmem.h, which also says what the functions do.
 // swift-format-ignore-file: AlwaysUseLowerCamelCase
 
-package import CPhysmemABI
+public import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
 internal import Physmem
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_abi_version() -> UInt32 { UInt32(PM_ABI_VERSION) }
+public func pm_abi_version() -> UInt32 { UInt32(PM_ABI_VERSION) }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_last_error() -> UnsafePointer<CChar>! { pm_error_text() }
+public func pm_last_error() -> UnsafePointer<CChar>! { pm_error_text() }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_open(
+public func pm_open(
   _ memory: UInt64, _ machine: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   var options = pm_options()
@@ -23,8 +26,9 @@ package func pm_open(
   return answer { () throws(Refusal) in try open(options, machine) }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_open_options(
+public func pm_open_options(
   _ options: UnsafePointer<pm_options>!, _ machine: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -34,8 +38,9 @@ package func pm_open_options(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_close(_ machine: OpaquePointer!) -> Int32 {
+public func pm_close(_ machine: OpaquePointer!) -> Int32 {
   guard let ended = pm_handle_end(.PM_HANDLE_MACHINE, Handle.name(machine)) else {
     return Handle.refusal(.PM_HANDLE_MACHINE, machine).answer()
   }
@@ -50,8 +55,9 @@ package func pm_close(_ machine: OpaquePointer!) -> Int32 {
   return 0
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_fork(
+public func pm_fork(
   _ parent: OpaquePointer!, _ child: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -73,8 +79,9 @@ package func pm_fork(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_machine_get_info(
+public func pm_machine_get_info(
   _ machine: OpaquePointer!, _ info: UnsafeMutablePointer<pm_machine_info>!
 ) -> Int32 {
   Handle.answer(machine, info) { (object, info) throws(Refusal) in
@@ -94,8 +101,9 @@ package func pm_machine_get_info(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_finding(
+public func pm_finding(
   _ machine: OpaquePointer!, _ index: UInt64, _ text: UnsafeMutablePointer<CChar>!,
   _ capacity: Int
 ) -> Int32 {

@@ -1,13 +1,14 @@
 // The names are those of physmem.h, which also says what the functions do.
 // swift-format-ignore-file: AlwaysUseLowerCamelCase
 
-package import CPhysmemABI
+public import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
 internal import Physmem
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_cpu_claim(
+public func pm_cpu_claim(
   _ machine: OpaquePointer!, _ index: UInt32, _ cpu: UnsafeMutablePointer<OpaquePointer?>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -22,13 +23,15 @@ package func pm_cpu_claim(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_cpu_release(_ cpu: OpaquePointer!) -> Int32 {
+public func pm_cpu_release(_ cpu: OpaquePointer!) -> Int32 {
   Exclusive<CPU>.end(.PM_HANDLE_CPU, cpu) { _ = consume $0 }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_alloc_pages(
+public func pm_alloc_pages(
   _ cpu: OpaquePointer!, _ order: UInt32, _ gfp: UInt32, _ node: Int32,
   _ pfn: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {
@@ -61,24 +64,27 @@ private func allocationRefusal(
   return Refusal(errno, "2^\(order) pages on node \(node) of \(nodes): \(error)")
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_free_pages(_ cpu: OpaquePointer!, _ pfn: UInt64, _ order: UInt32) -> Int32 {
+public func pm_free_pages(_ cpu: OpaquePointer!, _ pfn: UInt64, _ order: UInt32) -> Int32 {
   Exclusive<CPU>.use(.PM_HANDLE_CPU, cpu) { (_, cpu) throws(Refusal) in
     cpu.freePages(try block(pfn, order: order, of: cpu.machine), order: Int(order))
     return 0
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_put_page(_ cpu: OpaquePointer!, _ pfn: UInt64) -> Int32 {
+public func pm_put_page(_ cpu: OpaquePointer!, _ pfn: UInt64) -> Int32 {
   Exclusive<CPU>.use(.PM_HANDLE_CPU, cpu) { (_, cpu) throws(Refusal) in
     cpu.putPage(try block(pfn, order: 0, of: cpu.machine))
     return 0
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 {
+public func pm_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 {
   answer { () throws(Refusal) in
     let machine = try Handle.machine(machine).machine
     machine.frames.getPage(try block(pfn, order: 0, of: machine))
@@ -86,8 +92,9 @@ package func pm_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 {
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_try_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 {
+public func pm_try_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 {
   answer { () throws(Refusal) in
     let machine = try Handle.machine(machine).machine
     let head = machine.frames.compoundHead(of: try block(pfn, order: 0, of: machine))
@@ -95,8 +102,9 @@ package func pm_try_get_page(_ machine: OpaquePointer!, _ pfn: UInt64) -> Int32 
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_page_refcount(
+public func pm_page_refcount(
   _ machine: OpaquePointer!, _ pfn: UInt64, _ count: UnsafeMutablePointer<Int32>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -107,8 +115,9 @@ package func pm_page_refcount(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_ref_table(
+public func pm_ref_table(
   _ machine: OpaquePointer!, _ table: UnsafeMutablePointer<pm_ref_table_info>!
 ) -> Int32 {
   Handle.answer(machine, table) { (object, table) throws(Refusal) in
@@ -120,8 +129,9 @@ package func pm_ref_table(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_report_free_pages(
+public func pm_report_free_pages(
   _ cpu: OpaquePointer!, _ minOrder: UInt32, _ maxBytes: UInt64,
   _ reported: UnsafeMutablePointer<UInt64>!
 ) -> Int32 {

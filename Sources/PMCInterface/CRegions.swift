@@ -1,14 +1,15 @@
 // The names are those of physmem.h, which also says what the functions do.
 // swift-format-ignore-file: AlwaysUseLowerCamelCase
 
-package import CPhysmemABI
+public import CPhysmemABI
 internal import CPhysmemShim
 internal import Glibc
 internal import Physmem
 internal import Synchronization
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_regions(
+public func pm_regions(
   _ machine: OpaquePointer!, _ regions: UnsafeMutablePointer<pm_region>!,
   _ count: UnsafeMutablePointer<UInt32>!
 ) -> Int32 {
@@ -30,8 +31,9 @@ package func pm_regions(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_region_add(
+public func pm_region_add(
   _ machine: OpaquePointer!, _ region: UnsafePointer<pm_region>!
 ) -> Int32 {
   answer { () throws(Refusal) in
@@ -44,8 +46,9 @@ package func pm_region_add(
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_region_remove(_ machine: OpaquePointer!, _ gpa: UInt64) -> Int32 {
+public func pm_region_remove(_ machine: OpaquePointer!, _ gpa: UInt64) -> Int32 {
   Handle.withMemory(machine) { memory throws(GuestMemoryError) in
     // Keeps the region until the lock is open again: a device's `release` may then do what it likes.
     let before = memory.snapshot()
@@ -55,8 +58,9 @@ package func pm_region_remove(_ machine: OpaquePointer!, _ gpa: UInt64) -> Int32
   }
 }
 
+/// As physmem.h has it.
 @c @implementation
-package func pm_mmio_add(
+public func pm_mmio_add(
   _ machine: OpaquePointer!, _ gpa: UInt64, _ len: UInt64, _ ops: UnsafePointer<pm_mmio_ops>!,
   _ opaque: UnsafeMutableRawPointer!
 ) -> Int32 {
