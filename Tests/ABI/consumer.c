@@ -283,6 +283,40 @@ static void reporting(void) {
   EXPECT(pm_cpu_release(cpu), -EBADF);
 }
 
+static void forking(void) {
+  pm_machine *machine = NULL, *copy = NULL;
+  pm_cpu *cpu = NULL;
+  pm_region region = PM_REGION_INIT;
+  uint64_t value = 0, pfn = 0;
+  uint32_t count = 1;
+  int32_t references = 0;
+  EXPECT(pm_open(64 * MIB, &machine), 0);
+  EXPECT(pm_store(machine, 0x7000, 8, 1), 0);
+  EXPECT(pm_cpu_claim(machine, 0, &cpu), 0);
+  EXPECT(pm_alloc_pages(cpu, 0, 0xcc0, -1, &pfn), 0);
+  EXPECT(pm_fork(machine, &copy), -EBUSY);
+  EXPECT(pm_cpu_release(cpu), 0);
+  EXPECT(pm_fork(machine, NULL), -EINVAL);
+  EXPECT(pm_fork(machine, &copy), 0);
+  EXPECT(pm_store(machine, 0x7000, 8, 2), 0);
+  EXPECT(pm_load(copy, 0x7000, 8, &value), 0);
+  EXPECT(value, 1);
+  EXPECT(pm_store(copy, 0x7000, 8, 3), 0);
+  EXPECT(pm_load(machine, 0x7000, 8, &value), 0);
+  EXPECT(value, 2);
+  EXPECT(pm_get_page(copy, pfn), 0);
+  EXPECT(pm_page_refcount(copy, pfn, &references), 0);
+  EXPECT(references, 2);
+  EXPECT(pm_page_refcount(machine, pfn, &references), 0);
+  EXPECT(references, 1);
+  EXPECT(pm_regions(machine, &region, &count), 0);
+  EXPECT(region.fd, -1);
+  EXPECT(pm_close(machine), 0);
+  EXPECT(pm_load(copy, 0x7000, 8, &value), 0);
+  EXPECT(value, 3);
+  EXPECT(pm_close(copy), 0);
+}
+
 static void handles(void) {
   pm_machine *machine = NULL, *stale = NULL;
   pm_options options = PM_OPTIONS_INIT;
@@ -343,6 +377,7 @@ int main(void) {
   EXPECT(pm_vhost_user_add(machine, -1, 0) < 0, 1);
   EXPECT(pm_close(machine), 0);
   reporting();
+  forking();
   handles();
   if (failures == 0) puts("consumer: all as physmem.h says");
   return failures != 0;
