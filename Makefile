@@ -91,8 +91,10 @@ install: library
 	install -m 644 $(OUT)/completions/physmem.fish $(AT)/share/fish/vendor_completions.d/
 
 # The long form of the tests: a release build takes more steps (a million in the allocator's lockstep).
+# RELEASE_TESTS picks some.
+RELEASE_TESTS ?= .
 test-release: setup
-	$(SWIFT) test -c release -Xswiftc -enable-testing
+	$(SWIFT) test -c release -Xswiftc -enable-testing --filter '$(RELEASE_TESTS)'
 
 test-thread: setup
 	$(SWIFT) test --scratch-path .build-thread --sanitize=thread -Xcc -DPM_THREAD_SANITIZER \
