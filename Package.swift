@@ -192,11 +192,17 @@ let package = Package(
       name: "PMGuestMemoryTests",
       dependencies: ["CPhysmemShim", "Physmem"], swiftSettings: strict),
     .testTarget(
-      name: "PMExportTests", dependencies: ["CPhysmemShim", "Physmem", "PMExport"],
-      swiftSettings: strict),
+      name: "PMExportTests",
+      dependencies: [
+        "CPhysmemShim", "Physmem", "PMExport",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: strict),
     .testTarget(
-      name: "PMVhostUserTests", dependencies: ["Physmem", "PMExport", "PMVhostUser"],
-      swiftSettings: strict),
+      name: "PMVhostUserTests",
+      dependencies: [
+        "Physmem", "PMExport", "PMVhostUser",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ], swiftSettings: strict),
     // An example that the tests run: a disk of another process on a machine's memory.
     .executableTarget(
       name: "VhostUserDisk", dependencies: ["Physmem", "PMVhostUser"],

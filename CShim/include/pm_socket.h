@@ -30,6 +30,10 @@ int pm_socket_pair(int *_Nonnull first, int *_Nonnull second) PM_HOST_CHECKED;
 /// Removes the name of a socket (or of any file). In C because it must pass the seam.
 int pm_socket_unlink(const char *_Nonnull path) PM_HOST_CHECKED;
 
+/// Removes the name of a socket that nobody listens at. -EADDRINUSE if somebody does, and for any other file.
+/// In C because it must pass the seam.
+int pm_socket_remove_abandoned(const char *_Nonnull path) PM_HOST_CHECKED;
+
 /// Sends `length` bytes, the descriptors with the first of them. -EPIPE where nobody listens any more, without
 /// a signal. pre: length > 0; count <= PM_SOCKET_FDS_MAX.
 /// In C because control messages are macros.

@@ -130,6 +130,18 @@ int pm_socket_unlink(const char *path) {
   return (int)PM_SYSTEM_CALL(PM_HOST_CALL_UNLINK, unlink(path));
 }
 
+int pm_socket_remove_abandoned(const char *path) {
+  struct stat status;
+  int result = (int)PM_SYSTEM_CALL(PM_HOST_CALL_FSTAT, lstat(path, &status));
+  if (result < 0) return result;
+  // A connection to a file that is no socket is refused as well.
+  if (!S_ISSOCK(status.st_mode)) return -EADDRINUSE;
+  int fd = -1;
+  result = pm_socket_connect(path, &fd);
+  if (result == 0) return pm_close_after(fd, -EADDRINUSE);
+  return result == -ECONNREFUSED ? pm_socket_unlink(path) : result;
+}
+
 // ---- Messages -----------------------------------------------------------------------------------
 
 typedef union {

@@ -148,9 +148,18 @@ public struct MemoryExportServer: ~Copyable, Sendable {
   /// The socket's name.
   public let path: String
 
-  /// Listens at `path`, which must not exist; the name is removed with this value.
+  /// Listens at `path`; the name is removed with this value.
+  ///
+  /// The path must not exist, except for a socket that nobody listens at: what a server leaves behind that was
+  /// killed. That one is replaced.
   public init(_ memory: GuestMemory, at path: String) throws(ExportError) {
-    listener = try ExportError.wrapping { () throws(HostError) in try Socket.listen(at: path) }
+    listener = try ExportError.wrapping { () throws(HostError) in
+      do throws(HostError) { return try Socket.listen(at: path) } catch {
+        guard error.errno == .addressInUse else { throw error }
+        try Socket.removeAbandoned(path)
+        return try Socket.listen(at: path)
+      }
+    }
     self.memory = memory
     self.path = path
   }

@@ -62,6 +62,11 @@ package enum Socket {
     try check(pm_socket_unlink(path), "removing \(path)")
   }
 
+  /// Removes the name of a socket that nobody listens at; `EADDRINUSE` where it is anything else.
+  package static func removeAbandoned(_ path: String) throws(HostError) {
+    try check(pm_socket_remove_abandoned(path), "listening at \(path)")
+  }
+
   /// Sends bytes, with descriptors beside the first of them.
   package static func send(
     _ bytes: [UInt8], descriptors: [Int32] = [], to socket: Int32, timeout: Int32

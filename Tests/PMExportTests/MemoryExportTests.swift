@@ -1,5 +1,6 @@
 import Foundation
 import Physmem
+import SystemPackage
 import Testing
 
 @testable import PMExport
@@ -41,6 +42,8 @@ struct MemoryExportTests {
       let mode = try FileManager.default.attributesOfItem(atPath: path)[.posixPermissions]
       #expect(mode as? Int == 0o600)
       #expect(throws: ExportError.self) { _ = try MemoryExportServer(memory, at: path) }
+      // It looked whether anybody listens: a client that is gone.
+      try? server.serveOne(timeout: 10_000)
       for _ in 0..<3 {
         let client = try Socket.connect(to: path)
         try server.serveOne(timeout: 10_000)
@@ -56,6 +59,26 @@ struct MemoryExportTests {
       #expect(throws: ExportError.self) { try server.serveOne(timeout: 1) }
     }
     #expect(!FileManager.default.fileExists(atPath: path))
+  }
+
+  @Test("A name that a killed server left behind is taken over, and nothing else is")
+  func abandoned() throws {
+    let memory = try memory()
+    let path = FileManager.default.temporaryDirectory
+      .appendingPathComponent("pm-\(UUID().uuidString.prefix(8)).sock").path
+    defer { try? FileManager.default.removeItem(atPath: path) }
+    do { _ = try Socket.listen(at: path) }
+    do {
+      let server = try MemoryExportServer(memory, at: path)
+      let client = try Socket.connect(to: path)
+      try server.serveOne(timeout: 10_000)
+      #expect(try MemoryExport.receive(from: client.rawValue).regions.count == 3)
+    }
+    try Data("mine".utf8).write(to: URL(fileURLWithPath: path))
+    #expect(throws: ExportError.system("listening at \(path)", .addressInUse)) {
+      _ = try MemoryExportServer(memory, at: path)
+    }
+    #expect(try String(contentsOfFile: path, encoding: .utf8) == "mine")
   }
 
   @Test("Private memory stays private")
