@@ -12,7 +12,7 @@ PHYSMEM = .build/release/physmem
 SOURCES = Package.swift Sources Tests Benchmarks
 
 .PHONY: demo test setup setup-profile build format lint docs bench instructions test-release \
-  test-thread test-address test-planted test-qemu setup-qemu fuzz library install setup-examples examples clean
+  test-thread test-address test-planted test-qemu setup-qemu fuzz library install deb test-abi setup-examples examples clean
 
 demo: build
 	@$(PHYSMEM) replay $(FIXTURES)/*.trace.gz
@@ -89,6 +89,18 @@ install: library
 	install -m 644 $(OUT)/completions/physmem.bash $(AT)/share/bash-completion/completions/physmem
 	install -m 644 $(OUT)/completions/_physmem $(AT)/share/zsh/site-functions/
 	install -m 644 $(OUT)/completions/physmem.fish $(AT)/share/fish/vendor_completions.d/
+
+# Debian packages, in $(DEBS).
+DEBS ?= $(SCRATCH)/deb
+TRIPLET = $(shell gcc -print-multiarch)
+deb:
+	rm -rf $(SCRATCH)/stage
+	$(MAKE) --no-print-directory install PREFIX=/usr LIBDIR=lib/$(TRIPLET) DESTDIR=$(SCRATCH)/stage
+	.install/deb $(DEBS) $(SCRATCH)/stage
+
+# The C library as embedders get it: what it needs and exports, programs in C and C++, abuse.
+test-abi: library
+	.ci/abi $(OUT)
 
 # The long form of the tests: a release build takes more steps (a million in the allocator's lockstep).
 # RELEASE_TESTS picks some.
