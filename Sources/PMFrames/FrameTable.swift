@@ -27,7 +27,7 @@ public final class FrameTable: @unchecked Sendable {
   @usableFromInline package let states: UnsafeMutablePointer<UInt16>
   /// Pageblock types, stored XOR 1 so that zero is MOVABLE, as after boot.
   @usableFromInline package let pageblocks: UnsafeMutablePointer<UInt8>
-  /// Two bits per pageblock, see ``PageblockMarks``.
+  /// ``PageblockMarks/unusual`` or nothing, a byte per pageblock.
   @usableFromInline package let marks: UnsafeMutablePointer<UInt8>
   /// A byte per pageblock, see ``PageblockMarks``. Written under the zone's lock only, and so apart from
   /// the marks, which any thread may set: a split and a merge need no locked instruction for it.

@@ -179,6 +179,8 @@ extension Core {
       guard let (head, order) = freeBlock(containing: cursor, zone),
         deleteBlock(zone, head, order: order)
       else { return taken }
+      // The counts of a block's other frames are not what the allocator leaves there.
+      markUnusual(head, order: order)
       for index in head..<(head + 1 << order) {
         setState(index, FrameState.touched)
         pm_refcount_store_relaxed(counts[index], 1)

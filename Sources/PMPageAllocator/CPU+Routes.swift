@@ -8,7 +8,8 @@ internal import PMUnits
 /// What requests with the same GFP bits come to on one CPU. Zonelists, zones and lists of a machine stay
 /// where they are, so that it is worked out once.
 struct AllocationRoute {
-  /// The GFP bits that it holds for; all ones where it holds for none, which no valid request has.
+  /// The GFP bits that it holds for; all ones where it holds for none. A request with all ones, which is
+  /// not valid, finds an empty list and is refused by the general way.
   var gfp: UInt32
   /// The CPU's list of single frames in the preferred zone, as a link index.
   var head: UInt32
@@ -22,7 +23,7 @@ struct AllocationRoute {
 
   static func none(_ core: Core) -> AllocationRoute {
     AllocationRoute(
-      gfp: .max, head: Core.none, zone: core.zones, pageset: core.pagesets, type: 0, flags: 0,
+      gfp: .max, head: Core.poison, zone: core.zones, pageset: core.pagesets, type: 0, flags: 0,
       isPlain: false)
   }
 }
@@ -83,7 +84,7 @@ extension CPU {
 
   /// A block that has no per-CPU lists, from the type's own buddy lists. `Core.none`, with nothing
   /// changed, where anything is out of the ordinary: other bits, a zone that is short of memory, lists
-  /// that have no such block. Takes the zone's lock. pre: order 4 to 8 or 10.
+  /// that have no such block or are corrupted. Takes the zone's lock. pre: order 4 to 8 or 10.
   @inline(__always)
   private mutating func takeBuddy(order: UInt32, gfp: UInt32) -> UInt32 {
     guard gfp == route.gfp, route.isPlain else { return Core.none }
@@ -94,7 +95,7 @@ extension CPU {
       core.nonemptyOrders(zone, type: type) &>> UInt16(truncatingIfNeeded: order) != 0
     else { return Core.none }
     core.lock(zone)
-    let index = core.takeSmallest(zone, order: order, type: type)
+    let index = core.takeSmallest(zone, order: order, type: type, leavesCorrupted: true)
     if index != Core.none {
       let frames: Int32 = 1 &<< Int32(truncatingIfNeeded: order)
       core.addFreePages(zone, route.pageset, 0 &- frames)
@@ -114,6 +115,9 @@ extension CPU {
     let index = core.allocateFromBuddy(
       route.zone, order: order, type: route.type, flags: route.flags)
     if index != Core.none { pm_refcount_store_relaxed(core.counts[index], 1) }
+    if pm_word_load_relaxed(&route.zone.pointee.flags) & 1 != 0 {
+      core.consumeBoostedBit(route.zone)
+    }
     return index
   }
 

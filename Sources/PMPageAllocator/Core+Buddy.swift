@@ -6,10 +6,11 @@ internal import PMUnits
 // here needs the zone's lock unless its comment says that it takes it.
 extension Core {
   /// The smallest sufficient block of a type, split down; `Core.none` where the lists have none.
-  /// Mirrors `__rmqueue_smallest` with `expand`, Linux 6.1.
+  /// Mirrors `__rmqueue_smallest` with `expand`, Linux 6.1. `leavesCorrupted`: a first block that is not linked
+  /// as it should be is not reported either, but left as it is.
   @inline(never)
   func takeSmallest(
-    _ zone: UnsafeMutablePointer<pm_zone>, order: UInt32, type: UInt8
+    _ zone: UnsafeMutablePointer<pm_zone>, order: UInt32, type: UInt8, leavesCorrupted: Bool = false
   ) -> UInt32 {
     let mask = pm_zone_nonempty(zone) + Int(type)
     let orders = UInt32(pm_state_load_relaxed(mask))
@@ -21,6 +22,7 @@ extension Core {
     let index = links.next(head)
     let after = links.next(index)
     guard links.previous(index) == head, links.previous(after) == index else {
+      if leavesCorrupted { return Core.none }
       return takeSmallestElsewhere(zone, index, order: order, found: found, type: type)
     }
     if after == head {

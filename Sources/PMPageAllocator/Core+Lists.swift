@@ -201,9 +201,9 @@ extension Core {
   }
 
   /// Lists and marks what is left of a free block of order `found`, taken off its list, when frames were
-  /// cut off its front: from `rest` frames after its first on, in the largest pieces, none below `order`.
-  /// pre: the zone's lock is held, and `found` is the lowest order from `order` on of which the type has
-  /// a block; all the lists that the pieces go to are empty, then.
+  /// cut off its front: from `rest` frames after its first on, in the largest pieces.
+  /// pre: the zone's lock is held, and `found` is the lowest order, from that of the lowest bit of `rest`
+  /// on, of which the type has a block; all the lists that the pieces go to are empty, then.
   @inline(__always)
   func listRest(
     _ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32, after rest: UInt32, found: UInt32,

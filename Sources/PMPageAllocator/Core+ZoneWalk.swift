@@ -118,7 +118,7 @@ extension Core {
   }
 
   @inline(never)
-  private func consumeBoostedBit(_ zone: UnsafeMutablePointer<pm_zone>) {
+  func consumeBoostedBit(_ zone: UnsafeMutablePointer<pm_zone>) {
     lock(zone)
     pm_word_store_relaxed(&zone.pointee.flags, zone.pointee.flags & ~1)
     unlock(zone)

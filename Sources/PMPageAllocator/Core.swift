@@ -192,7 +192,8 @@ extension Core {
     }
   }
 
-  /// Notes that the pageblocks of a run of frames are split into smaller blocks.
+  /// Notes that the pageblocks of a run of frames are split into smaller blocks. pre: the zone's lock is
+  /// held.
   func markBroken(_ index: UInt32, frames: UInt32) {
     for block in (index >> 9)...((index &+ frames &- 1) >> 9) { markBroken(block &<< 9) }
   }

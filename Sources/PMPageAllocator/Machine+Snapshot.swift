@@ -24,6 +24,7 @@ extension Machine {
     }
     copy.records.storage.copyMemory(from: records.storage, byteCount: records.changingByteCount)
     copy.details.replaceAll(details.all)
+    copy.frames.adviseHugePages()
     return copy
   }
 }

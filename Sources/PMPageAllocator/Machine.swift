@@ -131,7 +131,6 @@ public final class Machine: @unchecked Sendable {
       frameCount: other.frames.frameCount, model: other.model,
       refcountLayout: other.frames.refcountLayout,
       zeroesOnAllocation: other.settings.zeroesOnAllocation)
-    frames.adviseHugePages()
   }
 
   deinit { cores.deallocate() }
@@ -183,7 +182,8 @@ public final class Machine: @unchecked Sendable {
   }
 
   /// Does something that needs the CPUs at rest, as a snapshot or a fork does, while none of them can be
-  /// claimed. Throws ``MachineError/cpuInUse(_:)`` if one is.
+  /// claimed: ``claimCPU(_:)`` throws ``MachineError/cpuInUse(_:)`` meanwhile, in `body`, too. So does this if
+  /// a CPU is claimed.
   public func withCPUsAtRest<Result>(_ body: () -> Result) throws(MachineError) -> Result {
     let busy = claims.withLock { claims in
       if let busy = claims.firstIndex(of: true) { return busy as Int? }

@@ -86,6 +86,9 @@ struct StateLoader {
     else {
       throw .invalidState("zone \(zone.id): expected 3 watermarks, 5 reserves, 55 lists")
     }
+    guard zip(zone.watermarks, zone.watermarks.dropFirst()).allSatisfy({ $0 <= $1 }) else {
+      throw .invalidState("zone \(zone.id): watermarks \(zone.watermarks): expected ascending ones")
+    }
     guard zone.pagesets.count == state.cpuNodes.count else {
       throw .invalidState("zone \(zone.id): expected a pageset per CPU")
     }
@@ -94,9 +97,11 @@ struct StateLoader {
     }
     for pageset in zone.pagesets
     where pageset.batch < 1 || pageset.batch > 65535 || pageset.high < 0 || pageset.freeFactor < 0
-      || pageset.freeFactor > 5 || pageset.lists.count != 14
+      || pageset.freeFactor > 5 || pageset.statThreshold < 0
+      || pageset.lists.count != 14
     {
-      throw .invalidState("zone \(zone.id): a pageset's batch, high, free_factor is out of range")
+      throw .invalidState(
+        "zone \(zone.id): a pageset's batch, high, free_factor or stat_threshold is out of range")
     }
   }
 
