@@ -117,7 +117,7 @@ test-thread: setup
 ADDRESS = $(SWIFT) test --scratch-path .build-address --sanitize=address --disable-xctest
 test-address: setup
 	ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=$(CURDIR)/.ci/leaks $(ADDRESS) \
-	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMGuestMemoryTests|PMExportTests|PMVhostUserTests|PMStressTests'
+	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMGuestMemoryTests|PMCInterfaceTests|PMExportTests|PMVhostUserTests|PMStressTests'
 	ASAN_OPTIONS=detect_leaks=0 $(ADDRESS) --skip-build --filter 'PMHostMapTests|PMGuestMapTests'
 
 # `physmem stress` of a build with planted bugs (CShim/include/pm_planted.h) finds each of them.

@@ -208,6 +208,9 @@ let package = Package(
       name: "VhostUserDisk", dependencies: ["Physmem", "PMVhostUser"],
       path: "Tests/Examples/vhost-user", exclude: ["run"], swiftSettings: strict),
     .testTarget(
+      name: "PMCInterfaceTests", dependencies: ["CPhysmemABI", "CPhysmemShim", "PMCInterface"],
+      swiftSettings: strict),
+    .testTarget(
       name: "PMRealGuestTests",
       dependencies: [
         "CPhysmemShim", "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap",

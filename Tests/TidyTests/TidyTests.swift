@@ -142,7 +142,8 @@ struct TidyTests {
   func documents() throws {
     for module in [
       "PMUnits", "PMArena", "PMFrames", "PMPageAllocator", "PMHostMap", "PMGuestMap",
-      "PMGuestMemory", "PMExport", "PMVhostUser", "PMRealGuest", "PMReplay", "PMConform",
+      "PMGuestMemory", "PMExport", "PMVhostUser", "PMCInterface", "PMRealGuest", "PMReplay",
+      "PMConform",
       "PMStress", "PMBench",
     ] {
       let folder = root.appendingPathComponent("Tests/\(module)Tests").path

@@ -145,7 +145,7 @@ private struct Run {
   }
 
   private mutating func performOnMachines(_ call: UInt8) -> Int32 {
-    switch call % 12 {
+    switch call % 13 {
     case 0:
       guard machines.count < 4 else { return 0 }
       var options = pm_options()
@@ -162,6 +162,12 @@ private struct Run {
       var made: OpaquePointer?
       let isNull = byte() == 0
       let result = pointer(&options, isNull) { pm_open_options($0, &made) }
+      if result == 0 { machines.append(made) }
+      return result
+    case 12:
+      guard machines.count < 4 else { return 0 }
+      var made: OpaquePointer?
+      let result = pm_fork(machine(), &made)
       if result == 0 { machines.append(made) }
       return result
     case 1:
