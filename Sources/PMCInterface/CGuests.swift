@@ -121,8 +121,12 @@ public func pm_qemu_args(
     guard let descriptor = descriptors.first, descriptors.count == 1,
       let type = QEMUMachine.allCases.first(where: { $0.runs(memory: size) == runs })
     else {
-      let have = regions.map { "\($0.range)" }.joined(separator: ", ")
-      let wanted = QEMUMachine.q35.runs(memory: size).map { "\($0.range)" }.joined(separator: ", ")
+      func text(_ runs: [QEMUMachine.Run]) -> String {
+        runs.map { "\($0.range) at offset 0x\(String($0.fileOffset, radix: 16))" }
+          .joined(separator: ", ")
+      }
+      let have = text(runs)
+      let wanted = text(QEMUMachine.q35.runs(memory: size))
       throw Refusal(
         EOPNOTSUPP,
         "RAM is \(have.isEmpty ? "nowhere" : have): QEMU has it in one file at \(wanted)")

@@ -96,7 +96,7 @@ public func pm_machine_get_info(
     do throws(GuestMemoryError) { result.resident = try object.memory.residentByteCount() } catch {
       throw Refusal(error)
     }
-    result.finding_count = UInt64(object.machine.findings.total)
+    result.finding_count = UInt64(object.machine.findings.findings.count)
     info.pointee = result
   }
 }

@@ -169,7 +169,7 @@ extension GuestMemory {
       return coverage(range, isWrite: isWrite, of: table)
     }
     var entry = first
-    if range.start.rawValue - entry.pointee.start + range.byteCount > entry.pointee.byteCount
+    if range.byteCount > entry.pointee.byteCount - (range.start.rawValue - entry.pointee.start)
       || (isWrite ? entry.pointee.writeBase : entry.pointee.readBase) == nil
     {
       let coverage = coverage(range, isWrite: isWrite, of: table)

@@ -1,6 +1,7 @@
 internal import CPhysmemShim
 internal import PMArena
 internal import PMUnits
+internal import Synchronization
 
 /// A region with what it keeps alive. Never changes; a region of which something changes gets a new object that
 /// shares the rest.
@@ -113,6 +114,8 @@ final class DirtyPages: @unchecked Sendable {
       if bits != 0 { held.append(HeldWord(index: index, bits: bits)) }
       index = pm_dirty_next_relaxed(words, index + 1, wordCount)
     }
+    // Pages are read after their bits are gone, on processors too whose exchange does not order what follows.
+    atomicMemoryFence(ordering: .sequentiallyConsistent)
     return held
   }
 

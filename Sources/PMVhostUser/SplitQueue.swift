@@ -45,6 +45,9 @@ public final class SplitQueue {
   /// The descriptors of each chain that the device has, by its first.
   private var chains: [UInt16: [UInt16]] = [:]
 
+  /// How many chains the device has.
+  var pendingCount: Int { chains.count }
+
   /// Bytes of guest memory for a queue of `size` descriptors.
   public static func byteCount(size: UInt16) -> UInt64 {
     usedOffset(size) + 6 + 8 * UInt64(size)

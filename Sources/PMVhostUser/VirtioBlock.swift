@@ -66,6 +66,12 @@ public struct VirtioBlock: ~Copyable {
     guard buffer.range.byteCount > 0,
       buffer.range.byteCount % VirtioBlock.sectorByteCount == 0
     else { throw .invalidQueue("\(buffer.range): expected a multiple of 512 bytes") }
+    // The one header is the device's until it answers: what comes late is taken back first, and as long as
+    // nothing comes, no further request may write over it.
+    while try queue.pop() != nil {}
+    guard queue.pendingCount == 0 else {
+      throw .noAnswer("an earlier request is still with the device")
+    }
     let status = header + 16
     try VhostUserError.memory { () throws(GuestMemoryError) in
       try memory.store(operation.rawValue, at: header)

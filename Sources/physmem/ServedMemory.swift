@@ -4,6 +4,7 @@ internal import PMArena
 internal import PMExport
 internal import PMGuestMemory
 internal import PMUnits
+internal import SystemPackage
 
 /// The memory that `serve` holds: one file, mapped where QEMU's machine has its RAM, and offered at a socket.
 final class ServedMemory: Sendable {
@@ -73,6 +74,10 @@ final class ServedMemory: Sendable {
         do {
           try server.serveOne()
           logger.info("handed the memory to a program")
+        } catch ExportError.system("accept", let errno) where ServedMemory.isPassing(errno) {
+          // Until somebody closes a descriptor; the program that wants to connect waits meanwhile.
+          logger.warning("a program has to wait", metadata: ["error": "\(errno)"])
+          usleep(200_000)
         } catch ExportError.system("accept", let errno) {
           // It would fail again at once; the memory is held all the same.
           logger.error("no program can connect any more", metadata: ["error": "\(errno)"])
@@ -84,8 +89,13 @@ final class ServedMemory: Sendable {
     }.start()
   }
 
-  /// Nobody can connect any more.
-  func removeName() { try? FileManager.default.removeItem(atPath: path) }
+  /// Whether it may be otherwise in a moment.
+  private static func isPassing(_ errno: Errno) -> Bool {
+    [.tooManyOpenFiles, .tooManyOpenFilesInSystem, .noMemory, .noBufferSpace].contains(errno)
+  }
+
+  /// Nobody can connect any more. Only the name goes, whatever it names by now.
+  func removeName() { unlink(path) }
 
   func printText() {
     for region in regions {

@@ -112,6 +112,19 @@ import Testing
     #expect(try child.load(UInt64.self, at: GPA(2 << 20)) == 0x1122_3344_5566_7788)
   }
 
+  @Test func `A range beyond all memory is refused, not added up`() throws {
+    let memory = GuestMemory()
+    try memory.add(.ram(at: GPA(0), byteCount: .mib(1)))
+    for byteCount in [UInt64.max, UInt64.max - 0x1000, 1 << 63] {
+      let range = GuestRange(start: GPA(0x1000), byteCount: byteCount)
+      #expect(throws: GuestMemoryError.self) { try memory.fill(range, with: 1) }
+      #expect(throws: GuestMemoryError.self) { try memory.discard(range) }
+      #expect(throws: GuestMemoryError.self) {
+        _ = try memory.hostAddress(of: range, writing: true)
+      }
+    }
+  }
+
   @Test func `A fork of a machine's memory has a machine of its own`() throws {
     let machine = try Machine(MachineDescription(memory: .mib(64)))
     let memory = GuestMemory(machine)

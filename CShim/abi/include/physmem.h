@@ -9,12 +9,12 @@
  * pm_harvest serve one thread at a time (-EBUSY for the second). No read, write, load, store or
  * translation takes a lock, so that a thread that dies in one leaves none held.
  *
- * Processes. In the child of a fork() every function that takes a handle returns -ECHILD; the child may
- * use the hva of shared memory directly.
+ * Processes. In the child of a fork() a handle from before it gives -ECHILD; machines that the child opens
+ * itself work, and it may use the hva of shared memory directly.
  *
  * Errors. Functions return 0 (or a count) or a negative errno. pm_last_error() has the sentence to it: for
  * a range, both ranges; for a resource, what is missing and how to get it. Beside what each function
- * names, all return -EBADF (handle), -EINVAL (NULL where a pointer is needed, a `size` too small) and, where
+ * names, all return -EBADF (handle), -EINVAL (NULL where a pointer is needed, a `size` that no version had) and, where
  * memory is made, -ENOMEM. Out-parameters are written on success only, unless said otherwise.
  *
  * Structs. The first field, `size`, is sizeof the struct as the caller was compiled; PM_*_INIT sets it with
@@ -164,7 +164,7 @@ typedef struct pm_region {
   uint64_t page_size; /* 4096 or the size of a huge page: what can be given back, and alignment */
   uint32_t prot;      /* enum pm_protection, or-ed */
   uint32_t backing;   /* enum pm_backing */
-  void *hva;          /* where this process has it; hva and gpa agree modulo 2 MiB where gpa allows; or NULL */
+  void *hva;          /* where this process has it; of RAM that physmem made, hva and gpa agree modulo 2 MiB; or NULL */
 } pm_region;
 
 #define PM_REGION_INIT {sizeof(pm_region), PM_REGION_RAM, 0, 0, -1, -1, 0, 4096, 0, PM_BACKING_MEMFD, NULL}
@@ -275,7 +275,8 @@ PM_API int pm_dirty_abort(pm_harvest *harvest);
 
 /* The range of RAM goes into the balloon: the host gets its pages at once, and they read as zero. deflate
  * takes the range out; its pages come back as they are touched. Repeating either is no error. gpa and len are
- * multiples of the region's page size, else -EINVAL; -EFAULT, -EACCES as pm_write. */
+ * multiples of the region's page size, else -EINVAL; -EFAULT, -EACCES as pm_write; -EOPNOTSUPP for memory in a
+ * file of the caller. */
 PM_API int pm_balloon_inflate(pm_machine *machine, uint64_t gpa, uint64_t len);
 PM_API int pm_balloon_deflate(pm_machine *machine, uint64_t gpa, uint64_t len);
 
@@ -354,13 +355,14 @@ PM_API int pm_collect_kvm(pm_machine *machine, int vm_fd, uint32_t first_slot);
 
 /* Writes the arguments that make QEMU run on this memory (memory-backend-file, share=on) into `text`, ended by
  * 0 and cut where too long. Returns the length without the 0, as snprintf. The process must live until QEMU has
- * started. -EOPNOTSUPP: private memory, or RAM that is not as a PC has it. */
+ * started. -EOPNOTSUPP: private memory, or RAM that is not as QEMU has it in one file: a machine's file has the hole
+ * below 4 GiB in it, so that one of 3.5 GiB and more cannot be QEMU's; `physmem serve` makes files for these. */
 PM_API int pm_qemu_args(pm_machine *machine, char *text, size_t capacity);
 
 /* Offers each shared RAM region to the vhost-user back end on the connected socket `sock`, by ADD_MEM_REG or,
  * where that was not offered, SET_MEM_TABLE (8 regions). Features must be negotiated before; the flags say what
  * was. Returns how many regions. -EOPNOTSUPP: private memory. -ENOSPC: more than the back end takes.
- * -EPROTO: it refused or answered something else. -EPIPE: it is gone. */
+ * -EPROTO: it refused or answered something else. -EPIPE: it is gone. -ETIMEDOUT: no answer. */
 enum pm_vhost_user_flags {
   PM_VHOST_USER_REPLY_ACK = 1,        /* VHOST_USER_PROTOCOL_F_REPLY_ACK */
   PM_VHOST_USER_CONFIGURE_MEM_SLOTS = 2 /* VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from ctypes import byref, c_uint64, c_void_p
 from types import TracebackType
 from typing import Iterator
@@ -45,9 +46,13 @@ class CPU:
 
     def release(self) -> None:
         """Lets others claim the CPU. A second call does nothing."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            library.pm_cpu_release(handle)
+        if self._handle is not None:
+            library.pm_cpu_release(self._handle)  # raises where another thread is inside: still claimed then
+            self._handle = None
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.release()
 
     def __enter__(self) -> CPU:
         return self
@@ -84,15 +89,18 @@ class Harvest:
 
     def commit(self) -> None:
         """The copies are safe: forgets the pages."""
-        library.pm_dirty_commit(self._take())
+        library.pm_dirty_commit(self._handle)  # raises where another thread is inside: open still
+        self._handle = None
 
     def abort(self) -> None:
         """Puts the pages back among those that were written meanwhile."""
-        library.pm_dirty_abort(self._take())
+        library.pm_dirty_abort(self._handle)
+        self._handle = None
 
-    def _take(self) -> int | None:
-        handle, self._handle = self._handle, None
-        return handle
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            with suppress(Exception):
+                self.abort()
 
     def __enter__(self) -> Harvest:
         return self

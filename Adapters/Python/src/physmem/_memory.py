@@ -57,7 +57,7 @@ class MachineMemory:
     def remove_region(self, gpa: int, length: int) -> None:
         """pm_region_remove, unless a view is in the region: BufferError then."""
         with self._lock:
-            for guest in self._views.values():
+            for guest in list(self._views.values()):
                 if guest and guest.start < gpa + length and gpa < guest.stop:
                     raise BufferError(f"a view shows {guest.start:#x}..<{guest.stop:#x} of the region")
             library.pm_region_remove(self._open, gpa)
