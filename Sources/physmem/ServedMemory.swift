@@ -77,7 +77,7 @@ final class ServedMemory: Sendable {
         } catch ExportError.system("accept", let errno) where ServedMemory.isPassing(errno) {
           // Until somebody closes a descriptor; the program that wants to connect waits meanwhile.
           logger.warning("a program has to wait", metadata: ["error": "\(errno)"])
-          usleep(200_000)
+          _ = poll(nil, 0, 200)
         } catch ExportError.system("accept", let errno) {
           // It would fail again at once; the memory is held all the same.
           logger.error("no program can connect any more", metadata: ["error": "\(errno)"])
