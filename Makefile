@@ -115,9 +115,11 @@ test-thread: setup
 # With the leak check where worlds are made and given back as users do; the fixtures of the mapping tests
 # keep themselves alive (an observer's closure holds its fixture), so that theirs run without it.
 ADDRESS = $(SWIFT) test --scratch-path .build-address --sanitize=address --disable-xctest
+# ADDRESS_TESTS picks some of the first.
+ADDRESS_TESTS ?= PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMGuestMemoryTests|PMCInterfaceTests|PMExportTests|PMVhostUserTests|PMStressTests
 test-address: setup
 	ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS=suppressions=$(CURDIR)/.ci/leaks $(ADDRESS) \
-	  --filter 'PMArenaTests|PMFramesTests|PMPageAllocatorTests|PMGuestMemoryTests|PMCInterfaceTests|PMExportTests|PMVhostUserTests|PMStressTests'
+	  --filter '$(ADDRESS_TESTS)'
 	ASAN_OPTIONS=detect_leaks=0 $(ADDRESS) --skip-build --filter 'PMHostMapTests|PMGuestMapTests'
 
 # `physmem stress` of a build with planted bugs (CShim/include/pm_planted.h) finds each of them.
