@@ -190,7 +190,7 @@ let package = Package(
       ], swiftSettings: strict),
     .testTarget(
       name: "PMGuestMemoryTests",
-      dependencies: ["CPhysmemShim", "Physmem"], swiftSettings: strict),
+      dependencies: ["CPhysmemShim", "PMUnits", "Physmem"], swiftSettings: strict),
     .testTarget(
       name: "PMExportTests",
       dependencies: [

@@ -1,4 +1,5 @@
 import CPhysmemShim
+import PMUnits
 import Physmem
 import Testing
 
@@ -59,7 +60,7 @@ import Testing
     #expect(Set(pages) == dirty)
   }
 
-  private func words<Word: GuestWord>(_ type: Word.Type, _ random: inout TestRandom) throws {
+  private func words<Word: GuestWord>(_ type: Word.Type, _ random: inout SplitMix64) throws {
     let memory = try fixture()
     let size = MemoryLayout<Word>.size
     for address in 0xff0...0x9010 {

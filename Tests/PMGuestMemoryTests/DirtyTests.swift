@@ -1,3 +1,4 @@
+import PMUnits
 import Physmem
 import Synchronization
 import Testing
@@ -97,7 +98,7 @@ import Testing
     let start = seededGenerator("DirtyTests.migration").state
     onThreads(4) { index in
       if index < 3 {
-        var random = TestRandom(state: start &+ UInt64(index))
+        var random = SplitMix64(seed: start &+ UInt64(index))
         for _ in 0..<60_000 {
           let place = GPA(UInt64(random.below(byteCount / 8)) * 8)
           #expect(throws: Never.self) { try memory.store(random.next(), at: place) }

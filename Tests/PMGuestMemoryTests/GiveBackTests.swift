@@ -1,4 +1,5 @@
 import Foundation
+import PMUnits
 import Physmem
 import Testing
 

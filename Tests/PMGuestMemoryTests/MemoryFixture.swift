@@ -1,5 +1,6 @@
 import CPhysmemShim
 import Foundation
+import PMUnits
 import Physmem
 import Synchronization
 import SystemPackage
@@ -11,21 +12,12 @@ let runSeed: UInt64 =
   ?? UInt64.random(in: 1...999_999_999)
 
 /// Prints the seed, and returns a generator that starts from it.
-func seededGenerator(_ test: String) -> TestRandom {
+func seededGenerator(_ test: String) -> SplitMix64 {
   print("\(test): PHYSMEM_SEED=\(runSeed) repeats this run")
-  return TestRandom(state: runSeed)
+  return SplitMix64(seed: runSeed)
 }
 
-/// SplitMix64, as the library has it for itself.
-struct TestRandom {
-  var state: UInt64
-  mutating func next() -> UInt64 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var mixed = state
-    mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
-    return mixed ^ (mixed >> 31)
-  }
+extension SplitMix64 {
   mutating func below(_ bound: Int) -> Int { Int(next() >> 11) % bound }
 }
 

@@ -1,5 +1,6 @@
 import CPhysmemShim
 import Foundation
+import PMUnits
 import Physmem
 import Synchronization
 import Testing
@@ -24,7 +25,7 @@ import Testing
     let files = try sources.regions.map { try #require($0.fileDescriptor) }
     let offsets = sources.regions.map(\.fileOffset)
     onThreads(4) { index in
-      var random = TestRandom(state: start &+ UInt64(index))
+      var random = SplitMix64(seed: start &+ UInt64(index))
       if index == 0 {
         var present = Set<Int>()
         for _ in 0..<1500 {

@@ -1,5 +1,6 @@
 import CPhysmemShim
 import Foundation
+import PMUnits
 import Physmem
 import SystemPackage
 import Testing
