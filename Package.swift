@@ -157,6 +157,10 @@ let package = Package(
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ], swiftSettings: strict),
+    // A hot operation so many times, for a counter of instructions: `.ci/instructions`.
+    .executableTarget(
+      name: "hotloops", dependencies: ["Physmem"], path: "Benchmarks/Hotloops",
+      swiftSettings: strict),
     .testTarget(name: "PMUnitsTests", dependencies: ["PMUnits"], swiftSettings: strict),
     .testTarget(
       name: "PMFramesTests",
@@ -238,3 +242,19 @@ let package = Package(
       name: "CommandTests", dependencies: [.target(name: "physmem")], swiftSettings: strict),
   ]
 )
+
+// For the sanitizers' builds: without what neither runs on threads nor touches raw memory by itself, and
+// without the packages that only that needs. A third of the time of such a build.
+if Context.environment["PHYSMEM_SANITIZED_PART"] != nil {
+  let targets: Set = [
+    "physmem", "hotloops", "PMReplay", "PMConform", "PMBench", "CPhysmemLimits", "CZlib",
+    "PMReplayTests", "PMConformTests", "PMBenchTests", "PMRealGuestTests", "CommandTests",
+    "TidyTests",
+  ]
+  package.targets.removeAll { targets.contains($0.name) }
+  package.products.removeAll { $0.name != "PMCInterface" }
+  package.dependencies.removeAll { dependency in
+    guard case .sourceControl(_, let location, _) = dependency.kind else { return false }
+    return !location.hasSuffix("swift-system")
+  }
+}

@@ -4,7 +4,6 @@ import PackageDescription
 // A package of its own, so that those who embed physmem do not inherit the benchmark library.
 let package = Package(
   name: "physmem-benchmarks",
-  products: [.executable(name: "hotloops", targets: ["hotloops"])],
   dependencies: [
     .package(name: "physmem", path: ".."),
     .package(url: "https://github.com/ordo-one/benchmark", from: "1.38.1", traits: []),
@@ -27,12 +26,6 @@ let package = Package(
       dependencies: ["CaseAdapter", .product(name: "Benchmark", package: "benchmark")],
       path: "Benchmarks/AllocatorBenchmarks",
       plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")]),
-    // A hot operation so many times, for a counter of instructions: `.ci/instructions`.
-    .executableTarget(
-      name: "hotloops", dependencies: [.product(name: "Physmem", package: "physmem")],
-      path: "Benchmarks/Hotloops",
-      // Without debug information: callgrind needs none, and not every valgrind can read Swift's.
-      linkerSettings: [.unsafeFlags(["-Xlinker", "--strip-debug"])]),
   ],
   swiftLanguageModes: [.v6]
 )
