@@ -167,6 +167,17 @@ PM_INLINE void pm_link_store_relaxed(pm_link *_Nonnull link, pm_link value) {
   __atomic_store_n((uint64_t *)(void *)link, words, __ATOMIC_RELAXED);
 }
 
+/// Both words of a link as one number, `next` in the low half.
+PM_INLINE uint64_t pm_link_word(const pm_link *_Nonnull link) {
+  uint64_t word;
+  __builtin_memcpy(&word, link, sizeof word);
+  return word;
+}
+/// Stores both. Relaxed; pre: the link is aligned to 8 bytes.
+PM_INLINE void pm_link_word_store_relaxed(pm_link *_Nonnull link, uint64_t word) {
+  __atomic_store_n((uint64_t *)(void *)link, word, __ATOMIC_RELAXED);
+}
+
 /// Takes the lock. Acquire. Spins, then yields the processor: the holder may be preempted.
 void pm_lock_contended(uint32_t *_Nonnull lock) __attribute__((visibility("hidden")));
 PM_INLINE void pm_lock_acquire(uint32_t *_Nonnull lock) {
@@ -187,10 +198,29 @@ PM_INLINE void pm_lock_release(uint32_t *_Nonnull lock) {
 /// ThreadSanitizer. pre: the range lies in both tables.
 uint32_t pm_frames_sweep(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts, size_t n)
     __attribute__((visibility("hidden")));
-/// The same for an aligned block of `n` frames, a power of 2, without the first frame's state word; its
-/// count is looked at.
-uint32_t pm_frames_sweep_block(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts,
-                               size_t n) __attribute__((visibility("hidden")));
+/// Whether in an aligned block of `n` frames, a power of 2 from 16 on, all counts are 0 and no state word but
+/// the first frame's, which is not looked at, has a bit of `mask`.
+bool pm_block_is_plain(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts, size_t n,
+                       uint16_t mask) __attribute__((visibility("hidden")));
+/// The same for 16 frames, the most frequent of these blocks, in the place where it is called.
+PM_INLINE bool pm_block16_is_plain(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts,
+                                   uint16_t mask) {
+#ifdef PM_THREAD_SANITIZER
+  return pm_block_is_plain(states, counts, 16, mask);
+#else
+  // In pieces of which two overlap, see pm_block_is_plain.
+  typedef uint16_t pm_halves __attribute__((vector_size(16)));
+  typedef uint64_t pm_pair __attribute__((vector_size(16)));
+  pm_halves state, more;
+  pm_pair seen, count[3];
+  __builtin_memcpy(&state, states + 1, 16);
+  __builtin_memcpy(&more, states + 8, 16);
+  __builtin_memcpy(&seen, counts + 1, 16);
+  __builtin_memcpy(count, counts + 4, 48);
+  seen |= count[0] | count[1] | count[2] | (pm_pair)((state | more) & mask);
+  return (seen[0] | seen[1]) == 0 && __atomic_load_n(counts, __ATOMIC_RELAXED) == 0;
+#endif
+}
 /// As `pm_frames_sweep`, where count `i` is the word `i << shift`.
 uint32_t pm_frames_sweep_strided(const uint16_t *_Nonnull states, const int32_t *_Nonnull counts,
                                  size_t n, uint32_t shift) __attribute__((visibility("hidden")));

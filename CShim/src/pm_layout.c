@@ -77,30 +77,22 @@ PM_SWEEP uint32_t pm_frames_sweep(const uint16_t *states, const int32_t *counts,
 // one's out: they were stored a moment ago, and a wide load of them would wait until the stores have left the
 // processor's store buffer.
 #if defined(__x86_64__)
-PM_SWEEP static inline uint32_t fold_sse2(__m128i state, __m128i count) {
-  state = _mm_or_si128(state, _mm_srli_si128(state, 8));
-  uint64_t words = (uint64_t)_mm_cvtsi128_si64(state);
-  words |= words >> 32;
-  words |= words >> 16;
-  int zero = _mm_movemask_epi8(_mm_cmpeq_epi32(count, _mm_setzero_si128()));
-  return (uint32_t)(words & 0xffff) | (zero != 0xffff ? PM_SWEEP_COUNT : 0);
-}
-
 #define PM_LOAD128(address) _mm_loadu_si128((const __m128i *)(const void *)(address))
 #define PM_LOAD256(address) _mm256_loadu_si256((const __m256i *)(const void *)(address))
 
-PM_SWEEP static inline uint32_t sweep_block_sse2(const uint16_t *states, const int32_t *counts,
-                                                 size_t n) {
+PM_SWEEP static inline bool is_plain_sse2(const uint16_t *states, const int32_t *counts, size_t n,
+                                          uint16_t mask) {
   __m128i state = PM_LOAD128(states + 1);
-  __m128i count = PM_LOAD128(counts + 1);
+  __m128i seen = PM_LOAD128(counts + 1);
   for (size_t i = 8; i < n; i += 8) state = _mm_or_si128(state, PM_LOAD128(states + i));
-  for (size_t i = 4; i < n; i += 4) count = _mm_or_si128(count, PM_LOAD128(counts + i));
-  return fold_sse2(state, count);
+  for (size_t i = 4; i < n; i += 4) seen = _mm_or_si128(seen, PM_LOAD128(counts + i));
+  seen = _mm_or_si128(seen, _mm_and_si128(state, _mm_set1_epi16((int16_t)mask)));
+  return _mm_movemask_epi8(_mm_cmpeq_epi32(seen, _mm_setzero_si128())) == 0xffff;
 }
 
-PM_SWEEP __attribute__((target("avx2"))) static uint32_t sweep_block_avx2(const uint16_t *states,
-                                                                          const int32_t *counts,
-                                                                          size_t n) {
+PM_SWEEP __attribute__((target("avx2"))) static bool is_plain_avx2(const uint16_t *states,
+                                                                   const int32_t *counts, size_t n,
+                                                                   uint16_t mask) {
   __m256i state = PM_LOAD256(states + 1);
   __m256i low = PM_LOAD256(counts + 1), high = PM_LOAD256(counts + 8);
 #pragma clang loop unroll_count(4)
@@ -109,23 +101,24 @@ PM_SWEEP __attribute__((target("avx2"))) static uint32_t sweep_block_avx2(const 
     low = _mm256_or_si256(low, PM_LOAD256(counts + i));
     high = _mm256_or_si256(high, PM_LOAD256(counts + i + 8));
   }
-  low = _mm256_or_si256(low, high);
-  return fold_sse2(
-      _mm_or_si128(_mm256_castsi256_si128(state), _mm256_extracti128_si256(state, 1)),
-      _mm_or_si128(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1)));
+  state = _mm256_and_si256(state, _mm256_set1_epi16((int16_t)mask));
+  low = _mm256_or_si256(_mm256_or_si256(low, high), state);
+  return _mm256_testz_si256(low, low) != 0;
 }
 #endif
 
-PM_SWEEP uint32_t pm_frames_sweep_block(const uint16_t *states, const int32_t *counts, size_t n) {
-  uint32_t first = __atomic_load_n(counts, __ATOMIC_RELAXED) != 0 ? PM_SWEEP_COUNT : 0;
+PM_SWEEP bool pm_block_is_plain(const uint16_t *states, const int32_t *counts, size_t n,
+                                uint16_t mask) {
+  if (__atomic_load_n(counts, __ATOMIC_RELAXED) != 0) return false;
 #if defined(__x86_64__)
-  if (n == 16) return first | sweep_block_sse2(states, counts, 16);
+  if (n == 16) return is_plain_sse2(states, counts, 16, mask);
   if (n > 16) {
-    return first | (__builtin_cpu_supports("avx2") ? sweep_block_avx2(states, counts, n)
-                                                   : sweep_block_sse2(states, counts, n));
+    return __builtin_cpu_supports("avx2") ? is_plain_avx2(states, counts, n, mask)
+                                          : is_plain_sse2(states, counts, n, mask);
   }
 #endif
-  return first | pm_frames_sweep(states + 1, counts + 1, n - 1);
+  uint32_t seen = pm_frames_sweep(states + 1, counts + 1, n - 1);
+  return (seen & (PM_SWEEP_COUNT | mask)) == 0;
 }
 
 PM_SWEEP uint32_t pm_frames_sweep_strided(const uint16_t *states, const int32_t *counts, size_t n,

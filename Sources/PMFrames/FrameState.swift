@@ -39,9 +39,10 @@ public enum FrameState {
 /// the allocator only, and a count inside a block is 0 until somebody raises it from 0 or lowers it
 /// below. Whoever does either notes it here; where nothing is noted, the test has nothing to find.
 public enum PageblockMarks {
-  /// The pageblock was split into blocks below order 9 and has not grown together since. Where it is
+  /// The pageblock was split into blocks below order 9 and was not handed out as a whole since. Where it is
   /// clear, the pageblock is within one block of order 9 or 10, free or allocated, and whoever lists a
-  /// smaller block in it makes it ``unusual``. In a table of its own, `FrameTable.broken`.
+  /// smaller block in it, or hands one out of it, makes it ``unusual``. In a table of its own,
+  /// `FrameTable.broken`.
   @inlinable @inline(__always) public static var broken: UInt8 { 1 }
   /// Some frame may have a count or a state that a test would object to or that a free has to clear.
   @inlinable @inline(__always) public static var unusual: UInt8 { 2 }

@@ -43,7 +43,7 @@ extension FrameTable {
     pm_marks_set(marks + Int(pfn.rawValue >> 9), PageblockMarks.unusual)
   }
 
-  /// What follows a put that went below 0.
+  /// What follows a put that went below 0, or that raised the count.
   @usableFromInline @inline(never)
   package func fellBelowZero(_ pfn: PFN) { markUnusual(pfn) }
 
@@ -84,7 +84,7 @@ extension FrameTable {
   @inlinable @inline(__always)
   public func subtract(_ pfn: PFN, _ delta: Int32) {
     pm_refcount_sub_relaxed(countWord(pfn), delta)
-    if refcount(pfn) < 0 { fellBelowZero(pfn) }
+    if delta < 0 || refcount(pfn) < 0 { fellBelowZero(pfn) }
   }
 
   /// Adds 1 and returns the new count. Fully ordered. Mirrors `page_ref_inc_return`.
@@ -103,7 +103,7 @@ extension FrameTable {
   @inlinable @inline(__always)
   public func subtractReturn(_ pfn: PFN, _ delta: Int32) -> Int32 {
     let new = pm_refcount_sub_return_seq_cst(countWord(pfn), delta)
-    if new < 0 { fellBelowZero(pfn) }
+    if delta < 0 || new < 0 { fellBelowZero(pfn) }
     return new
   }
 

@@ -29,8 +29,9 @@ public final class FrameTable: @unchecked Sendable {
   @usableFromInline package let pageblocks: UnsafeMutablePointer<UInt8>
   /// ``PageblockMarks/unusual`` or nothing, a byte per pageblock.
   @usableFromInline package let marks: UnsafeMutablePointer<UInt8>
-  /// A byte per pageblock, see ``PageblockMarks``. Written under the zone's lock only, and so apart from
-  /// the marks, which any thread may set: a split and a merge need no locked instruction for it.
+  /// A byte per pageblock, see ``PageblockMarks``. Written under the zone's lock or by who was
+  /// just handed the whole, and so apart from the marks, which any thread may set: a split needs no locked
+  /// instruction for it.
   package let broken: UnsafeMutablePointer<UInt8>
   /// How many list heads stand below link 0; head `i` has the index `-i` as a signed link value.
   package let sentinelCount: Int

@@ -18,13 +18,15 @@ struct AllocationRoute {
   var type: UInt8
   /// What the allocation starts with, see `AllocFlags`.
   var flags: UInt32
-  /// Whether a block of several frames needs nothing but its first count.
+  /// Whether a block of several frames needs nothing but its first count, in a packed table.
   var isPlain: Bool
+  /// The type's buddy lists in the preferred zone.
+  var ladder: BuddyLadder
 
   static func none(_ core: Core) -> AllocationRoute {
     AllocationRoute(
       gfp: .max, head: Core.poison, zone: core.zones, pageset: core.pagesets, type: 0, flags: 0,
-      isPlain: false)
+      isPlain: false, ladder: core.ladder(core.zones, type: 0))
   }
 }
 
@@ -48,7 +50,7 @@ struct FreeRoute {
 extension CPU {
   /// The front frame of the list that the last request with the same bits used. `Core.none`, with
   /// nothing changed, where anything is out of the ordinary: other bits, a zone that is short of memory, a
-  /// list that holds fewer than two frames or is corrupted.
+  /// list that holds fewer than two frames or is corrupted, a frame that is to be noted.
   @inline(__always)
   mutating func allocateSingle(gfp: UInt32) -> UInt32 {
     guard gfp == route.gfp else { return Core.none }
@@ -62,62 +64,14 @@ extension CPU {
     let index = links.next(head)
     // An empty list's head is its own neighbour, and one behind the last frame: both end here.
     let after = links.next(index)
-    guard Int32(bitPattern: after) >= 0, links.previous(after) == index else { return Core.none }
+    guard Int32(bitPattern: after) >= 0, links.previous(after) == index, !core.isWhole(index)
+    else { return Core.none }
     links.setNext(head, after)
     let pageset = route.pageset
     pageset.pointee.free_factor >>= 1
     pageset.pointee.hint_top &-= 1
     pageset.pointee.count &-= 1
     pm_refcount_store_relaxed(core.counts[index], 1)
-    return index
-  }
-
-  /// A block that has no per-CPU lists.
-  @inline(never)
-  mutating func allocateBuddy(order: Int, gfp: GFP) throws(AllocationError) -> PFN {
-    if order <= 10 {
-      let index = takeBuddy(order: UInt32(truncatingIfNeeded: order), gfp: gfp.rawValue)
-      if index != Core.none { return PFN(index) }
-    }
-    return try allocatePages(order: order, gfp: gfp, node: node)
-  }
-
-  /// A block that has no per-CPU lists, from the type's own buddy lists. `Core.none`, with nothing
-  /// changed, where anything is out of the ordinary: other bits, a zone that is short of memory, lists
-  /// that have no such block or are corrupted. Takes the zone's lock. pre: order 4 to 8 or 10.
-  @inline(__always)
-  private mutating func takeBuddy(order: UInt32, gfp: UInt32) -> UInt32 {
-    guard gfp == route.gfp, route.isPlain else { return Core.none }
-    let core = core
-    let zone = route.zone
-    let type = route.type
-    guard pm_word_load_relaxed(&zone.pointee.flags) & 1 == 0, core.hasPlenty(zone, order: order),
-      core.nonemptyOrders(zone, type: type) &>> UInt16(truncatingIfNeeded: order) != 0
-    else { return Core.none }
-    core.lock(zone)
-    let index = core.takeSmallest(zone, order: order, type: type, leavesCorrupted: true)
-    if index != Core.none {
-      let frames: Int32 = 1 &<< Int32(truncatingIfNeeded: order)
-      core.addFreePages(zone, route.pageset, 0 &- frames)
-    }
-    core.unlock(zone)
-    guard index != Core.none else { return Core.none }
-    guard core.isCleanForAllocation(index, order: order, moment: .allocation) else {
-      return anotherBlock(order: order)
-    }
-    pm_refcount_store_relaxed(core.counts[index], 1)
-    return index
-  }
-
-  /// The next block, where the first one was bad and is leaked; the zone is not tested again.
-  @inline(never)
-  private mutating func anotherBlock(order: UInt32) -> UInt32 {
-    let index = core.allocateFromBuddy(
-      route.zone, order: order, type: route.type, flags: route.flags)
-    if index != Core.none { pm_refcount_store_relaxed(core.counts[index], 1) }
-    if pm_word_load_relaxed(&route.zone.pointee.flags) & 1 != 0 {
-      core.consumeBoostedBit(route.zone)
-    }
     return index
   }
 
@@ -134,7 +88,8 @@ extension CPU {
     route = AllocationRoute(
       gfp: gfp, head: UInt32(bitPattern: pageset.pointee.list_base) &+ list, zone: zone,
       pageset: pageset, type: request.type, flags: core.firstFlags(request),
-      isPlain: request.gfp & GFP.comp.rawValue == 0)
+      isPlain: request.gfp & GFP.comp.rawValue == 0 && core.counts.shift == 0,
+      ladder: core.ladder(zone, type: request.type))
   }
 
   /// Frees a single frame of `home` whose last reference is gone. The same as `Core.freePerCPU` after

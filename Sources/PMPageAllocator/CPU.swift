@@ -164,7 +164,7 @@ public struct CPU: ~Copyable, @unchecked Sendable {
 
   /// The same for a block, or for a frame elsewhere than the last one.
   @inline(never)
-  private mutating func freeBlock(_ index: UInt32, order: Int) {
+  mutating func freeAnyBlock(_ index: UInt32, order: Int) {
     let zone = checkedZone(of: index, order: order)
     let width = UInt32(truncatingIfNeeded: order)
     // The link is written after the locked decrement, which waits for earlier stores: fetched now,
@@ -194,7 +194,7 @@ public struct CPU: ~Copyable, @unchecked Sendable {
   }
 
   @inline(never)
-  private mutating func freePieces(
+  mutating func freePieces(
     _ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32, order: UInt32, wasHead: Bool
   ) {
     reportUnderflow(index)

@@ -6,45 +6,72 @@ internal import PMUnits
 // here needs the zone's lock unless its comment says that it takes it.
 extension Core {
   /// The smallest sufficient block of a type, split down; `Core.none` where the lists have none.
-  /// Mirrors `__rmqueue_smallest` with `expand`, Linux 6.1. `leavesCorrupted`: a first block that is not linked
-  /// as it should be is not reported either, but left as it is.
+  /// Mirrors `__rmqueue_smallest` with `expand`, Linux 6.1.
   @inline(never)
   func takeSmallest(
-    _ zone: UnsafeMutablePointer<pm_zone>, order: UInt32, type: UInt8, leavesCorrupted: Bool = false
+    _ zone: UnsafeMutablePointer<pm_zone>, order: UInt32, type: UInt8
+  ) -> UInt32 {
+    cutSmallest(
+      zone, ladder(zone, type: type), order: order, type: type, leavesCorrupted: false)
+  }
+
+  /// The same, in the place where it is called. `leavesCorrupted`: a first block that is not linked as it
+  /// should be is not reported either, but left as it is.
+  @inline(__always)
+  func cutSmallest(
+    _ zone: UnsafeMutablePointer<pm_zone>, _ ladder: BuddyLadder, order: UInt32, type: UInt8,
+    leavesCorrupted: Bool
   ) -> UInt32 {
     let mask = pm_zone_nonempty(zone) + Int(type)
     let orders = UInt32(pm_state_load_relaxed(mask))
     let sufficient = orders &>> order
     if sufficient == 0 { return Core.none }
     let found = order &+ UInt32(truncatingIfNeeded: sufficient.trailingZeroBitCount)
-    let links = blockLinks
-    let head = freeList(zone, order: found, type: type)
-    let index = links.next(head)
+    let links = BlockLinks(base: ladder.links)
+    let headLink = ladder.heads + Int(found)
+    let head = ladder.list &+ found
+    let index = headLink.pointee.next &+ head &+ 1024
     let after = links.next(index)
     guard links.previous(index) == head, links.previous(after) == index else {
       if leavesCorrupted { return Core.none }
       return takeSmallestElsewhere(zone, index, order: order, found: found, type: type)
     }
+    var left = orders
     if after == head {
-      links.setEmpty(head)
-      pm_state_store_relaxed(mask, UInt16(truncatingIfNeeded: orders ^ (1 &<< found)))
+      pm_link_word_store_relaxed(headLink, LinkWord.empty)
+      left ^= 1 &<< found
     } else {
-      links.setNext(head, after)
+      pm_link_next_store_relaxed(headLink, after &- head &- 1024)
       links.setPrevious(after, head)
     }
-    links.set(index, next: Core.poison, previous: Core.poison)
-    let kept = state(index) & ~(FrameState.harmless | FrameState.buddy)
-    setState(
-      index, kept | FrameState.touched | UInt16(type) &<< FrameState.migratetypeShift)
-    (pm_zone_nr_free(zone) + Int(found)).pointee &-= 1
-    if found > order {
-      if found >= 9, order < 9 { markBroken(index) }
-      listRest(zone, index, after: 1 &<< order, found: found, type: type)
+    let state = ladder.states + Int(index)
+    let kept = pm_state_load_relaxed(state) & ~(FrameState.harmless | FrameState.buddy)
+    pm_state_store_relaxed(
+      state, kept | FrameState.touched | UInt16(type) &<< FrameState.migratetypeShift)
+    ladder.blocks[Int(found)] &-= 1
+    // The orders of the pieces are the bits of what is left.
+    let pieces: UInt32 = (1 &<< found) &- (1 &<< order)
+    pm_state_store_relaxed(mask, UInt16(truncatingIfNeeded: left | pieces))
+    if pieces != 0 {
+      if found < 9 {
+        noteListed(index)
+      } else if order < 9 {
+        markBroken(index)
+      }
+      ladder.split(index, pieces: pieces)
     }
     return index
   }
 
-  /// The same where the first block of the list is not linked as it should be.
+  /// The splits and merges of a type's lists.
+  @inline(__always)
+  func ladder(_ zone: UnsafeMutablePointer<pm_zone>, type: UInt8) -> BuddyLadder {
+    BuddyLadder(
+      links: links, states: states, blocks: pm_zone_nr_free(zone),
+      list: freeList(zone, order: 0, type: type))
+  }
+
+  /// What `cutSmallest` does where the first block of the list is not linked as it should be.
   @inline(never)
   private func takeSmallestElsewhere(
     _ zone: UnsafeMutablePointer<pm_zone>, _ index: UInt32, order: UInt32, found: UInt32,
@@ -120,7 +147,7 @@ extension Core {
   /// The part of `freeBlock` after the counters.
   ///
   /// In most merges the buddy is the only block of its list, the one of the type: what a split left. That
-  /// is seen by two links, and both are then written as constants.
+  /// is seen by two links, and the list is then empty.
   @inline(never)
   func insertBlock(
     _ zone: UnsafeMutablePointer<pm_zone>, _ freed: UInt32, order freedOrder: UInt32, type: UInt8,
@@ -130,10 +157,12 @@ extension Core {
     var order = freedOrder
     let bordersShared = zone.pointee.reserved2 != 0
     if !bordersShared, order < 9 {
-      let ladder = BuddyLadder(
-        links: blockLinks, states: states, blocks: pm_zone_nr_free(zone),
-        list: freeList(zone, order: 0, type: type))
-      (index, order) = ladder.merge(index, order: order, mixes: mixesFreely(index, type: type))
+      let ladder = ladder(zone, type: type)
+      (index, order) = ladder.merge(index, order: order)
+      if order == 9, mixesFreely(index, type: type), let merged = ladder.mergePageblocks(index) {
+        index = merged
+        order = 10
+      }
       // The lists of the orders that were merged are empty.
       let mask = pm_zone_nonempty(zone) + Int(type)
       let merged = (1 &<< order) &- (1 &<< freedOrder)

@@ -31,15 +31,6 @@ struct BlockLinks {
   func setPrevious(_ index: UInt32, _ value: UInt32) {
     self[index].pointee.prev = value &- index &+ 1024
   }
-  /// Whether a list holds this block and no other.
-  @inline(__always)
-  func isAlone(_ index: UInt32, on head: UInt32) -> Bool {
-    let distance = index &- head
-    return self[head].pointee.next == distance &- 1024
-      && self[index].pointee.next == 0 &- distance &- 1024
-      && self[head].pointee.prev == distance &+ 1024
-      && self[index].pointee.prev == 0 &- distance &+ 1024
-  }
   /// Makes a list head stand for an empty list.
   @inline(__always)
   func setEmpty(_ head: UInt32) {
@@ -196,7 +187,7 @@ extension Core {
     let mask = pm_zone_nonempty(zone) + Int(type)
     pm_state_store_relaxed(mask, mask.pointee | (1 &<< UInt16(truncatingIfNeeded: order)))
     (pm_zone_nr_free(zone) + Int(order)).pointee &+= 1
-    noteListed(index, order: order)
+    if order < 9 { noteListed(index) }
     return true
   }
 
@@ -210,37 +201,23 @@ extension Core {
     type: UInt8
   ) {
     let end: UInt32 = 1 &<< found
-    let ladder = BuddyLadder(
-      links: blockLinks, states: states, blocks: pm_zone_nr_free(zone),
-      list: freeList(zone, order: 0, type: type))
+    let ladder = ladder(zone, type: type)
     // Cut at a power of two, one piece of each order is left.
-    let order = UInt32(truncatingIfNeeded: rest.trailingZeroBitCount)
     if rest & (rest &- 1) == 0 {
-      ladder.split(index, order: order, found: found)
+      ladder.split(index, pieces: end &- rest)
     } else {
       ladder.listRest(index, rest..<end)
     }
     let mask = pm_zone_nonempty(zone) + Int(type)
     // The pieces' orders are the bits of what is left.
     pm_state_store_relaxed(mask, mask.pointee | UInt16(truncatingIfNeeded: end &- rest))
-    if found < 9 {
-      noteListed(index, order: 0)
-    } else if rest <= end &- 512 {
-      noteListed(index &+ end &- 512, order: 9)
-    }
+    if found < 9 { noteListed(index) }
   }
 
-  /// Keeps the pageblock's marks: a block of order 9 or 10 makes it whole, a smaller one in a whole
-  /// pageblock is out of the ordinary.
+  /// Keeps the pageblock's marks: a block below order 9 in a whole pageblock is out of the ordinary.
   @inline(__always)
-  private func noteListed(_ index: UInt32, order: UInt32) {
-    let block = broken + Int(index &>> 9)
-    if order < 9 {
-      if pm_pageblock_load_relaxed(block) == 0 { markUnusual(index) }
-    } else {
-      pm_pageblock_store_relaxed(block, 0)
-      if order == 10 { pm_pageblock_store_relaxed(block + 1, 0) }
-    }
+  func noteListed(_ index: UInt32) {
+    if pm_pageblock_load_relaxed(broken + Int(index &>> 9)) == 0 { markUnusual(index) }
   }
 
   /// Unlinks a free block from whatever list of the zone it is on and clears its mark; false, with

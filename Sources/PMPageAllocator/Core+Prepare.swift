@@ -12,6 +12,7 @@ extension Core {
     pm_refcount_store_relaxed(counts[index], 1)
     if gfp & GFP.zero.rawValue != 0 || zeroesOnAllocation { zero(index, order: order) }
     if order > 0, gfp & GFP.comp.rawValue != 0 { makeCompound(index, order: order) }
+    if order < 9, isWhole(index) { noteHandedOut(index) }
   }
 
   @inline(never)
@@ -54,8 +55,8 @@ extension Core {
       setState(index, FrameState.touched)
       return true
     }
-    if testsFirst, order < 9, first == 0, state & FrameState.head == 0,
-      sweepBlock(index, order: order) & ~UInt32(FrameState.harmless) == 0
+    if testsFirst, order >= 4, order < 9, first == 0, state & FrameState.head == 0,
+      isPlainBlock(index, order: order)
     {
       setState(index, FrameState.touched)
       return true
@@ -82,13 +83,14 @@ extension Core {
       // Cleared before the sweep: what is raised meanwhile is seen by it or noted after it.
       clearUnusual(index, order: order)
     }
-    let seen =
-      testsFirst ? sweepBlock(index, order: order) : sweep(index &+ 1, frames: tails)
+    var seen = sweep(index &+ 1, frames: tails)
+    if testsFirst, pm_refcount_load_relaxed(counts[index]) != 0 { seen |= PM_SWEEP_COUNT }
     let expected = FrameState.harmless | (isCompound ? FrameState.tail : 0)
     if UInt32(first) | seen & ~UInt32(expected) != 0 {
       if order >= 9 { markUnusual(index, order: order) }
       return prepareFreeSlow(index, order: order, testsFirst: testsFirst)
     }
+    if order >= 9, pm_refcount_load_relaxed(counts[index]) != 0 { markUnusual(index) }
     if isCompound { pm_states_fill(states + Int(index) + 1, tails, FrameState.touched) }
     setState(index, FrameState.touched)
     return true
@@ -105,16 +107,29 @@ extension Core {
       states + Int(index), counts[index], frames, UInt32(truncatingIfNeeded: counts.shift))
   }
 
-  /// The same for a block, without the first frame's state.
+  /// Whether nothing about a block is out of the ordinary but, perhaps, the first frame's state.
+  /// pre: order 4 to 8.
   @inline(__always)
-  private func sweepBlock(_ index: UInt32, order: UInt32) -> UInt32 {
-    let counts = counts
-    let frames = 1 &<< Int(order)
-    if counts.shift == 0 {
-      return pm_frames_sweep_block(states + Int(index), counts[index], frames)
-    }
-    let seen = sweep(index &+ 1, frames: frames &- 1)
-    return pm_refcount_load_relaxed(counts[index]) != 0 ? seen | PM_SWEEP_COUNT : seen
+  private func isPlainBlock(_ index: UInt32, order: UInt32) -> Bool {
+    counts.shift == 0
+      ? isPlainPacked(index, order: order) : isPlainStrided(index, order: order)
+  }
+
+  /// The same with packed counts.
+  @inline(__always)
+  func isPlainPacked(_ index: UInt32, order: UInt32) -> Bool {
+    let states = states + Int(index)
+    let counts = counts.base + Int(index)
+    return order == 4
+      ? pm_block16_is_plain(states, counts, ~FrameState.harmless)
+      : pm_block_is_plain(states, counts, 1 &<< Int(order), ~FrameState.harmless)
+  }
+
+  @inline(never)
+  private func isPlainStrided(_ index: UInt32, order: UInt32) -> Bool {
+    let tails = (1 &<< Int(order)) &- 1
+    return sweep(index &+ 1, frames: tails) & ~UInt32(FrameState.harmless) == 0
+      && pm_refcount_load_relaxed(counts[index]) == 0
   }
 
   /// Whether nothing about one frame is out of the ordinary.
@@ -250,28 +265,55 @@ extension Core {
   func isClean(_ index: UInt32, order: UInt32, blocks: UInt32) -> Bool {
     if order >= 9 { return isCleanLarge(index, order: order, blocks: blocks) }
     if order >= 4, blocks == 1 {
-      let seen = sweepBlock(index, order: order) | UInt32(state(index))
-      return seen & ~UInt32(FrameState.harmless) == 0
+      return state(index) & ~FrameState.harmless == 0 && isPlainBlock(index, order: order)
     }
     let seen = sweep(index, frames: Int(blocks) &<< Int(order))
     return seen & ~UInt32(FrameState.harmless) == 0
   }
 
+  /// Whether a block of order 9 or 10 on a buddy list is plain but for the first frames of its pageblocks, or
+  /// something was noted of it: what `isCleanLarge` takes for granted. An untouched block is not looked at.
+  func isNotedOrPlain(_ index: UInt32, order: UInt32) -> Bool {
+    if state(index) == 0 || isUnusual(index, order: order) { return true }
+    return (0..<UInt32(1) &<< (order &- 9)).allSatisfy { half in
+      let seen = sweep(index &+ half &* 512 &+ 1, frames: 511)
+      return seen & ~UInt32(FrameState.harmless) == 0
+    }
+  }
+
+  /// The first frames of pageblocks are looked at in any case: blocks of order 9 have per-CPU lists, too.
   @inline(__always)
   private func isCleanLarge(_ index: UInt32, order: UInt32, blocks: UInt32) -> Bool {
     var block = index
     for _ in 0..<blocks {
-      if isUnusual(block, order: order), !sweepLarge(block, order: order) { return false }
+      if isUnusual(block, order: order) {
+        if !sweepLarge(block, order: order) { return false }
+      } else if !isPlain(block) || (order == 10 && !isPlain(block &+ 512)) {
+        return false
+      }
       block &+= 1 << order
     }
     return true
   }
 
+  /// The same for one block of order 10 and packed counts; false does not say what there is.
+  @inline(__always)
+  func isWholeAndPlainPacked(_ index: UInt32) -> Bool {
+    let counts = counts.base + Int(index)
+    return !isUnusual(index, order: 10)
+      && (state(index) | state(index &+ 512)) & ~FrameState.harmless == 0
+      && pm_refcount_load_relaxed(counts) | pm_refcount_load_relaxed(counts + 512) == 0
+  }
+
   /// Sweeps a block whose pageblocks are marked; the marks go where there was nothing to find.
   @inline(never)
   private func sweepLarge(_ index: UInt32, order: UInt32) -> Bool {
-    // Cleared before the sweep: what is raised meanwhile is seen by it or noted after it.
+    // Cleared before the sweep: what is raised meanwhile is seen by it or noted after it. The block is
+    // nobody else's, so that its pageblocks are whole from now on.
     clearUnusual(index, order: order)
+    for block in 0..<(1 &<< Int(order &- 9)) {
+      pm_pageblock_store_relaxed(broken + Int(index &>> 9) + block, 0)
+    }
     let seen = sweep(index, frames: 1 << Int(order))
     if seen & ~UInt32(FrameState.harmless) == 0 { return true }
     markUnusual(index, order: order)

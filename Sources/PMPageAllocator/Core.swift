@@ -73,9 +73,10 @@ struct CoreFields {
 struct Core {
   /// "No page", where a PFN is expected. Above every PFN and every list head.
   static var none: UInt32 { 0x7fff_ffff }
-  /// The link value of a frame that was removed from a list, as the kernel's list poison. It names a
-  /// list head of its own that nothing points to, so following it is harmless and noticed.
-  static var poison: UInt32 { UInt32(bitPattern: -8) }
+  /// The link value of a frame that was removed from amid a buddy list, as the kernel's list poison. It names
+  /// a list head of its own that nothing points to, so following it is harmless and noticed. A frame that was
+  /// taken off the front keeps its old links, to neighbours that no longer point back.
+  static var poison: UInt32 { UInt32(bitPattern: -1032) }
 
   let fields: UnsafeMutablePointer<CoreFields>
 
@@ -201,7 +202,10 @@ extension Core {
   /// The same for the pageblock of a frame. pre: the zone's lock is held.
   @inline(__always)
   func markBroken(_ index: UInt32) {
-    pm_pageblock_store_relaxed(broken + Int(index &>> 9), PageblockMarks.broken)
+    let block = broken + Int(index &>> 9)
+    if pm_pageblock_load_relaxed(block) == 0 {
+      pm_pageblock_store_relaxed(block, PageblockMarks.broken)
+    }
   }
 
   /// Whether frames in the one or two pageblocks of a block of order 9 or 10 have to be looked at:
@@ -215,7 +219,18 @@ extension Core {
       | pm_pageblock_load_relaxed(broken + block + 1) != 0
   }
 
-  /// Notes that all states of a block of order 9 or 10 are plain.
+  /// Whether the pageblock of a frame is within one block of order 9 or 10.
+  @inline(__always)
+  func isWhole(_ index: UInt32) -> Bool {
+    pm_pageblock_load_relaxed(broken + Int(index &>> 9)) == 0
+  }
+
+  /// Notes a frame that was handed out although its pageblock is whole: it was on a per-CPU list when
+  /// somebody freed a block over it.
+  @inline(never)
+  func noteHandedOut(_ index: UInt32) { markUnusual(index) }
+
+  /// Notes that all states of a block of order 9 or 10 are plain, before they are looked at.
   func clearUnusual(_ index: UInt32, order: UInt32) {
     pm_marks_clear(marks + Int(index >> 9), PageblockMarks.unusual)
     if order == 10 { pm_marks_clear(marks + Int(index >> 9) + 1, PageblockMarks.unusual) }

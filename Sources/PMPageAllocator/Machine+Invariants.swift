@@ -7,7 +7,8 @@ extension Machine {
   /// whose modelled kernel met no bug. Needs the CPUs at rest; costs time per listed block.
   ///
   /// Both sides are counted: lists against marks, `nr_free` and masks against lists, counters against
-  /// lists, neighbours against merging.
+  /// lists, neighbours against merging, counts and states of listed frames against what is noted of their
+  /// pageblocks.
   public func invariantViolations() -> [String] {
     var violations: [String] = []
     for index in 0..<records.zoneCount { checkZone(index, &violations) }
@@ -63,6 +64,9 @@ extension Machine {
     }
     if !core.contains(zone, block) || !core.contains(zone, block + 1 << order - 1) {
       violations.append("block \(PFN(block)) leaves its zone")
+    }
+    if order >= 9, !core.isNotedOrPlain(block, order: order) {
+      violations.append("block \(PFN(block)) has a frame out of the ordinary that was not noted")
     }
     guard order < 9, core.isBuddy(block ^ 1 << order, order: order) else { return }
     if core.contains(zone, block ^ 1 << order) {

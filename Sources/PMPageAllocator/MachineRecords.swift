@@ -32,8 +32,12 @@ final class MachineRecords: @unchecked Sendable {
   private static let zoneHeads = 80
   private static let pagesetHeads = 16
 
+  /// How far below link 0 the heads start: farther than `LinkWord` needs, and on a page of the host of
+  /// their own. In whole cache lines.
+  private static let firstHead = 1032
+
   static func listHeadCount(zones: Int, cpus: Int) -> Int {
-    8 + zones * zoneHeads + zones * cpus * pagesetHeads
+    firstHead + zones * zoneHeads + zones * cpus * pagesetHeads
   }
 
   init(shape: MachineState, segments: [MachineSegment]) throws(HostError) {
@@ -103,7 +107,8 @@ final class MachineRecords: @unchecked Sendable {
       record.pointee.node = UInt16(zone.id.node)
       record.pointee.kind = UInt16(zone.id.kind.rawValue)
       record.pointee.index = UInt16(index)
-      record.pointee.list_base = -Int32(8 + (index + 1) * MachineRecords.zoneHeads)
+      record.pointee.list_base = -Int32(
+        MachineRecords.firstHead + (index + 1) * MachineRecords.zoneHeads)
       record.pointee.drift_mark = zone.driftMark
       record.pointee.contiguous = zone.contiguous
       record.pointee.flags = zone.flags
@@ -128,7 +133,8 @@ final class MachineRecords: @unchecked Sendable {
         pagesets[slot].stat_threshold = pageset.statThreshold
         pagesets[slot].zone = UInt32(index)
         pagesets[slot].list_base = -Int32(
-          8 + zoneCount * MachineRecords.zoneHeads + (slot + 1) * MachineRecords.pagesetHeads)
+          MachineRecords.firstHead + zoneCount * MachineRecords.zoneHeads + (slot + 1)
+            * MachineRecords.pagesetHeads)
       }
     }
   }

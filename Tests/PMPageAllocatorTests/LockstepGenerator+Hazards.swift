@@ -8,7 +8,7 @@ extension LockstepGenerator {
     let block = blocks[rng.below(blocks.count)]
     let old = freed[rng.below(freed.count)]
     let tail = block.pfn + UInt32(rng.below(1 << block.order))
-    switch rng.below(16) {
+    switch rng.below(19) {
     case 0, 1: return .free(old.pfn, order: old.order)
     case 2: return .put(old.pfn)
     case 3:
@@ -32,7 +32,13 @@ extension LockstepGenerator {
       return .setDetails(tail, mapcount: -1, mapping: mapping, memcg: 0)
     case 12: return .setDetails(tail, mapcount: 0, mapping: 0, memcg: 0)
     case 13: return .setDetails(tail, mapcount: -1, mapping: 0, memcg: 0x1000)
-    case 14: return .add(rng.chance(50) ? old.pfn : tail, rng.pick([1, -1]))
+    case 14, 15: return aligned(block.pfn, order: rng.below(11))
+    case 16:
+      // Two holders, each of whom frees the block.
+      queue.append(.free(block.pfn, order: block.order))
+      queue.append(.free(block.pfn, order: block.order))
+      return .get(block.pfn)
+    case 17: return .add(rng.chance(50) ? old.pfn : tail, rng.pick([1, -1]))
     default:
       return .freeExact(block.pfn, bytes: 4096 * (1 + rng.below(1 << block.order)))
     }

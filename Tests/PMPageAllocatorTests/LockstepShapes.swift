@@ -63,16 +63,18 @@ enum LockstepShapes {
   /// The machine itself, now and then one whose state boot does not give: an isolated pageblock, a
   /// zone under reclaim, no grouping by mobility, an empty pageset.
   static func machine(
-    _ description: MachineDescription, _ rng: inout SplitMix64
+    _ description: MachineDescription, _ rng: inout SplitMix64, hasLongLists: Bool = false
   ) throws -> Machine {
     let machine = try Machine(description)
-    guard rng.chance(25) else { return machine }
+    guard hasLongLists || rng.chance(25) else { return machine }
     var state = machine.state(withMaps: true)
+    if hasLongLists { lengthenLists(&state, &rng) }
     let zone = rng.below(state.zones.count)
-    switch rng.below(4) {
+    switch rng.below(hasLongLists ? 8 : 4) {
     case 0: isolateBlock(&state, zone: zone)
     case 1: state.zones[zone].flags |= 2
     case 2: state.isMobilityDisabled = true
+    case 4...: break
     default:
       for cpu in state.zones[zone].pagesets.indices {
         state.zones[zone].pagesets[cpu].high = Int32(rng.pick([0, 1, 5]))
@@ -80,6 +82,17 @@ enum LockstepShapes {
       }
     }
     return try Machine(state: state, refcountLayout: description.refcountLayout)
+  }
+
+  /// Per-CPU lists as a machine of some GiB has them: many frames are on no buddy list and in no use.
+  private static func lengthenLists(_ state: inout MachineState, _ rng: inout SplitMix64) {
+    let batch = Int32(rng.pick([15, 31, 63]))
+    for zone in state.zones.indices {
+      for cpu in state.zones[zone].pagesets.indices {
+        state.zones[zone].pagesets[cpu].batch = batch
+        state.zones[zone].pagesets[cpu].high = batch * Int32(rng.pick([4, 10]))
+      }
+    }
   }
 
   /// Makes half of a free block of the highest order an isolated pageblock.

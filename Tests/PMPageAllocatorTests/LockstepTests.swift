@@ -34,7 +34,9 @@ import Testing
         isHazardous ? LockstepShapes.tiny(&rng) : LockstepShapes.random(&rng)
       description.refcountLayout = runs % 2 == 0 ? .strided : .packed
       let pair = try LockstepPair(
-        LockstepShapes.machine(description, &rng), isHazardous: isHazardous)
+        LockstepShapes.machine(
+          description, &rng, hasLongLists: isHazardous && rng.chance(60)),
+        isHazardous: isHazardous)
       spoil(pair.model)
       try pair.compareStates()
       var generator = LockstepGenerator(
