@@ -8,6 +8,9 @@ internal import SystemPackage
 ///
 /// The driver pushes chains of buffers and kicks; the device writes into them and says so in the used ring. One
 /// thread at a time. What the device writes is not trusted: a used ring that cannot be is an error.
+///
+/// A buffer for the device to write is dirty when the device gives it back, and when waiting for it ends without
+/// that, where the memory keeps a record (``GuestMemory/startTrackingDirtyPages()``).
 public final class SplitQueue {
   /// One buffer of a chain.
   public struct Buffer: Hashable, Sendable {
@@ -42,8 +45,15 @@ public final class SplitQueue {
   private(set) var nextAvailable: UInt16 = 0
   private var nextUsed: UInt16 = 0
   private var free: [UInt16]
-  /// The descriptors of each chain that the device has, by its first.
-  private var chains: [UInt16: [UInt16]] = [:]
+  /// A chain that the device has.
+  private struct Chain {
+    var descriptors: [UInt16]
+    /// What the device may write.
+    var writable: [GuestRange]
+  }
+
+  /// By the first descriptor.
+  private var chains: [UInt16: Chain] = [:]
 
   /// How many chains the device has.
   var pendingCount: Int { chains.count }
@@ -121,7 +131,8 @@ public final class SplitQueue {
     }
     nextAvailable &+= 1
     free.removeLast(chain.count)
-    chains[chain[0]] = chain
+    chains[chain[0]] = Chain(
+      descriptors: chain, writable: buffers.filter(\.isWritable).map(\.range))
     return chain[0]
   }
 
@@ -159,9 +170,20 @@ public final class SplitQueue {
     guard let name = UInt16(exactly: head), let chain = chains.removeValue(forKey: name) else {
       throw .malformedQueue("the device gave back chain \(head), which it did not have")
     }
-    free += chain.reversed()
+    free += chain.descriptors.reversed()
     nextUsed &+= 1
+    markWritten(chain.writable)
     return Used(head: name, byteCount: byteCount)
+  }
+
+  /// Notes what a device wrote. A buffer as a whole: the device's word that it wrote less is not trusted.
+  private func markWritten(_ buffers: [GuestRange]) {
+    guard memory.isTrackingDirtyPages else { return }
+    let ring = GuestRange(start: used, byteCount: 6 + 8 * UInt64(size))
+    for range in buffers + [ring] {
+      // Without a record, or the region, there is nothing left to mark.
+      do throws(GuestMemoryError) { try memory.markDirty(range) } catch {}
+    }
   }
 
   /// Waits until the device gives a chain back. `peer`: a socket whose hang-up ends it.
@@ -171,6 +193,8 @@ public final class SplitQueue {
       do {
         try call.wait(peer: peer, timeout: timeout)
       } catch {
+        // It may have written what it has, in part.
+        markWritten(chains.values.flatMap(\.writable))
         switch error.errno {
         case .timedOut: throw .noAnswer("none within \(timeout) ms")
         case .brokenPipe: throw .noAnswer("the back end hung up")

@@ -153,6 +153,40 @@ struct SplitQueueTests {
     }
   }
 
+  /// The pages that are dirty now, and none of them afterwards.
+  private func harvest() throws -> [GuestRange] {
+    let harvest = try memory.beginHarvest()
+    let runs = harvest.runs
+    harvest.commit()
+    return runs
+  }
+
+  @Test("What the device may have written is dirty when it gives the chain back")
+  func dirty() throws {
+    let queue = try SplitQueue(in: memory, at: start, size: 8)
+    try memory.startTrackingDirtyPages()
+    let mine = GuestRange(start: GPA(0x4000), byteCount: 512)
+    let its = GuestRange(start: GPA(0x8e00), byteCount: 8192)
+    let head = try queue.push([
+      .init(mine, isWritable: false), .init(its, isWritable: true),
+    ])
+    try giveBack(UInt32(head), index: 0, size: 8)
+    let ring = GuestRange(start: start, byteCount: 4096)
+    #expect(try harvest() == [ring])
+    // The device's bytes come by another way than this memory's functions.
+    #expect(try queue.pop()?.head == head)
+    let written = GuestRange(start: GPA(0x8000), byteCount: 3 * 4096)
+    #expect(try harvest() == [ring, written])
+    // Without an answer they may be written, too.
+    let late = try queue.push([.init(its, isWritable: true)])
+    #expect(throws: VhostUserError.self) { try queue.waitForUsed(peer: -1, timeout: 1) }
+    #expect(try harvest() == [ring, written])
+    // With no record there is nothing to mark, and with no region.
+    try memory.stopTrackingDirtyPages()
+    try giveBack(UInt32(late), index: 1, size: 8)
+    #expect(try queue.pop()?.head == late)
+  }
+
   @Test("More buffers than descriptors, sizes and places that cannot be")
   func limits() throws {
     let queue = try SplitQueue(in: memory, at: start, size: 4)
