@@ -1,5 +1,7 @@
+internal import CPhysmemShim
 internal import PMArena
 public import PMUnits
+internal import Synchronization
 
 extension GuestMemory {
   /// Whether a record of dirty pages is kept.
@@ -35,6 +37,7 @@ extension GuestMemory {
   /// Throws ``GuestMemoryError/notTracking``, ``GuestMemoryError/unmapped(_:gap:)``.
   public func markDirty(_ range: GuestRange) throws(GuestMemoryError) {
     guard range.byteCount > 0 else { return }
+    if markOneRegion(range.byteCount, at: range.start.rawValue) { return }
     let snapshot = snapshot()
     if case .fails(let error) = snapshot.table.pointee.coverage(
       range, isWrite: false, objects: snapshot.objects)
@@ -49,6 +52,20 @@ extension GuestMemory {
       let offset = UInt64(part.start - object.range.start)
       object.dirty?.mark(offset: offset, byteCount: part.byteCount)
     }
+  }
+
+  /// What nearly every mark is: of memory of one region that is recorded. False, and nothing marked, if it is not.
+  @inline(__always)
+  private func markOneRegion(_ count: UInt64, at address: UInt64) -> Bool {
+    let port = pm_readers_enter()
+    defer { pm_readers_leave(port) }
+    let table = published.load(ordering: .acquiring)
+    guard let entry = RegionTable.entry(of: table, at: address), let dirty = entry.pointee.dirty
+    else { return false }
+    let offset = address &- entry.pointee.start
+    guard count <= entry.pointee.byteCount &- offset else { return false }
+    DirtyPages.mark(dirty, offset: offset, byteCount: count)
+    return true
   }
 
   /// Takes the pages that were written since the last harvest out of the record, and holds them until the
