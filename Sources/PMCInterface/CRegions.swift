@@ -9,6 +9,19 @@ internal import Synchronization
 
 /// As physmem.h has it.
 @c @implementation
+public func pm_regions_generation(
+  _ machine: OpaquePointer!, _ generation: UnsafeMutablePointer<UInt64>!
+) -> Int32 {
+  answer { () throws(Refusal) in
+    let object = try Handle.machine(machine)
+    guard let generation else { throw .null("generation") }
+    generation.pointee = object.memory.generation
+    return 0
+  }
+}
+
+/// As physmem.h has it.
+@c @implementation
 public func pm_regions(
   _ machine: OpaquePointer!, _ regions: UnsafeMutablePointer<pm_region>!,
   _ count: UnsafeMutablePointer<UInt32>!

@@ -37,7 +37,7 @@ extension GuestMemory {
       var objects = state.snapshot.objects
       let place = objects.firstIndex { $0.range.start > region.range.start } ?? objects.count
       objects.insert(state.isTracking ? try GuestMemory.recorded(object) : object, at: place)
-      publish(objects, in: &state)
+      publish(objects, changesRegions: true, in: &state)
     }
   }
 
@@ -55,7 +55,7 @@ extension GuestMemory {
         throw .noRegion(at: start)
       }
       let range = objects.remove(at: index).range
-      publish(objects, in: &state)
+      publish(objects, changesRegions: true, in: &state)
       return range
     }
   }

@@ -40,7 +40,7 @@ public final class GuestMemory: @unchecked Sendable {
   }
 
   init(_ objects: [RegionObject]) {
-    let snapshot = RegionSnapshot(objects)
+    let snapshot = RegionSnapshot(objects, generation: 0)
     published = Atomic(snapshot.table)
     state = Guarded(GuestMemoryState(snapshot: snapshot))
   }
@@ -81,13 +81,27 @@ public final class GuestMemory: @unchecked Sendable {
     return published.load(ordering: .acquiring).pointee.owner.takeUnretainedValue()
   }
 
-  /// Publishes other regions, and waits until nobody reads those of before. pre: the state is locked, the
-  /// objects are sorted and disjoint, and the calling thread is in no access.
+  /// How many regions have been added and removed so far. Lock-free; acquire.
+  ///
+  /// For who keeps host addresses of guest memory, as an emulator's TLB or a device's rings: as long as the number
+  /// is the one that was read before an address was taken, no region has come or gone since. It has grown when
+  /// ``add(_:)`` and ``removeRegion(at:)`` return; it keeps no region alive: ``snapshot()`` does.
+  public var generation: UInt64 {
+    let port = pm_readers_enter()
+    defer { pm_readers_leave(port) }
+    return published.load(ordering: .acquiring).pointee.generation
+  }
+
+  /// Publishes other objects, and waits until nobody reads those of before. `changesRegions`: whether there are
+  /// other regions, not the same ones with other records. pre: the state is locked, the objects are sorted and
+  /// disjoint, and the calling thread is in no access.
   func publish(
-    _ objects: [RegionObject], isFrozen: Bool = false, in state: inout GuestMemoryState
+    _ objects: [RegionObject], changesRegions: Bool = false, isFrozen: Bool = false,
+    in state: inout GuestMemoryState
   ) {
     let old = state.snapshot
-    state.snapshot = RegionSnapshot(objects, isFrozen: isFrozen)
+    state.snapshot = RegionSnapshot(
+      objects, generation: old.generation + (changesRegions ? 1 : 0), isFrozen: isFrozen)
     published.store(state.snapshot.table, ordering: .sequentiallyConsistent)
     pm_readers_wait()
     withExtendedLifetime(old) {}

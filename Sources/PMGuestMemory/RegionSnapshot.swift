@@ -7,12 +7,19 @@ public final class RegionSnapshot: @unchecked Sendable {
   let objects: [RegionObject]
   let table: UnsafePointer<RegionTable>
 
-  init(_ objects: [RegionObject], isFrozen: Bool = false) {
+  /// How many regions had been added and removed before: two snapshots with the same number have the same
+  /// regions at the same addresses.
+  public let generation: UInt64
+
+  init(_ objects: [RegionObject], generation: UInt64, isFrozen: Bool = false) {
     self.objects = objects
+    self.generation = generation
     let table = UnsafeMutablePointer<RegionTable>.allocate(capacity: 1)
     self.table = UnsafePointer(table)
     table.initialize(
-      to: RegionTable(objects, isFrozen: isFrozen, owner: Unmanaged.passUnretained(self)))
+      to: RegionTable(
+        objects, generation: generation, isFrozen: isFrozen,
+        owner: Unmanaged.passUnretained(self)))
   }
 
   deinit {

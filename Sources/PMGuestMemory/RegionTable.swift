@@ -22,6 +22,8 @@ struct RegionTable {
   @usableFromInline let lookup: RegionIndex
   @usableFromInline let entries: UnsafeMutablePointer<RegionEntry>
   @usableFromInline let count: Int
+  /// See ``RegionSnapshot/generation``.
+  let generation: UInt64
   /// Whether writers have to wait.
   let isFrozen: Bool
   /// The snapshot that owns this table.
@@ -50,8 +52,12 @@ struct RegionTable {
   }
 
   /// Lays the table out. pre: `objects` are sorted and disjoint, and live as long as the table.
-  init(_ objects: [RegionObject], isFrozen: Bool, owner: Unmanaged<RegionSnapshot>) {
+  init(
+    _ objects: [RegionObject], generation: UInt64, isFrozen: Bool,
+    owner: Unmanaged<RegionSnapshot>
+  ) {
     count = objects.count
+    self.generation = generation
     self.isFrozen = isFrozen
     self.owner = owner
     // One more, which contains nothing, for tables without regions.

@@ -116,8 +116,11 @@ static void regions(pm_machine *machine) {
   pm_region list[4];
   pm_region region = PM_REGION_INIT;
   uint32_t count = 0;
+  uint64_t before, after;
   char text[4] = "";
   memset(list, 0, sizeof list);
+  EXPECT(pm_regions_generation(machine, NULL), -EINVAL);
+  EXPECT(pm_regions_generation(machine, &before), 0);
   EXPECT(pm_regions(machine, NULL, &count), -ENOBUFS);
   EXPECT(count, 1);
   list[0].size = sizeof list[0];
@@ -149,6 +152,8 @@ static void regions(pm_machine *machine) {
   EXPECT(strcmp(text, "rom"), 0);
   EXPECT(pm_region_remove(machine, 64 * MIB + 4096), -ENOENT);
   EXPECT(pm_region_remove(machine, 64 * MIB), 0);
+  EXPECT(pm_regions_generation(machine, &after), 0);
+  EXPECT(after - before, 2);
   region.size = sizeof region - 1;
   EXPECT(pm_region_add(machine, &region), -EINVAL);
 }

@@ -21,6 +21,28 @@ import Testing
     #expect(throws: GuestMemoryError.self) { try memory.load(UInt64.self, at: GPA(32 << 20)) }
   }
 
+  @Test func `The generation grows with each region that comes or goes, else never`() throws {
+    let memory = GuestMemory()
+    #expect(memory.generation == 0)
+    try memory.add(.ram(at: GPA(0), byteCount: .mib(2)))
+    try memory.add(.ram(at: GPA(4 << 20), byteCount: .mib(2)))
+    #expect(memory.generation == 2)
+    #expect(throws: GuestMemoryError.self) {
+      try memory.add(.ram(at: GPA(0), byteCount: .mib(2)))
+    }
+    #expect(throws: GuestMemoryError.self) { try memory.removeRegion(at: GPA(1 << 20)) }
+    try memory.startTrackingDirtyPages()
+    try memory.beginHarvest().commit()
+    try memory.stopTrackingDirtyPages()
+    _ = try memory.mergePages()
+    #expect(memory.generation == 2)
+    let snapshot = memory.snapshot()
+    try memory.removeRegion(at: GPA(0))
+    #expect(memory.generation == 3)
+    #expect(snapshot.generation == 2)
+    #expect(memory.snapshot().generation == 3)
+  }
+
   @Test func `Every kind of region says what it is`() throws {
     let memory = GuestMemory()
     let path = NSTemporaryDirectory() + "physmem-\(UUID().uuidString)"

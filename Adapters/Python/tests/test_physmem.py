@@ -117,6 +117,7 @@ class Views(MachineTestCase):
         self.assertIsNone(memory._unclosed)
 
     def test_a_region_that_is_viewed_stays(self) -> None:
+        generation = self.machine.generation
         self.machine.add_region(1 << 32, 2 * MIB)
         view = self.machine.view((1 << 32) + 4096, 8)
         with self.assertRaises(BufferError):
@@ -126,6 +127,7 @@ class Views(MachineTestCase):
         gc.collect()
         self.machine.remove_region(1 << 32)
         self.assertEqual(len(self.machine.regions), 1)
+        self.assertEqual(self.machine.generation, generation + 2)
         self.assert_refused(errno.ENOENT, self.machine.remove_region, 1 << 32)
 
     def test_no_view_past_a_region(self) -> None:

@@ -174,6 +174,11 @@ typedef struct pm_region {
  * else is written). `regions` may be NULL with a count of 0. */
 PM_API int pm_regions(pm_machine *machine, pm_region *regions, uint32_t *count);
 
+/* How many regions have been added and removed so far. Whoever keeps host addresses of guest memory reads it
+ * before pm_translate and again before each use: the same number says that no region has come or gone since. It
+ * keeps no region alive. Lock-free. */
+PM_API int pm_regions_generation(pm_machine *machine, uint64_t *generation);
+
 /* Adds RAM, ROM or persistent memory while the machine runs: `region` says kind, gpa, len, numa_node and either
  * backing and page_size (fd -1: new zeroed memory) or fd and fd_offset (a file to map shared; the library
  * duplicates the fd). hva and prot are ignored.

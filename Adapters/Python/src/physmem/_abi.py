@@ -190,6 +190,7 @@ _FUNCTIONS: dict[str, list[Any]] = {
     "pm_fork": [_HANDLE, POINTER(_HANDLE)],
     "pm_machine_get_info": [_HANDLE, POINTER(MachineInfo)],
     "pm_finding": [_HANDLE, U64, c_void_p, U64],
+    "pm_regions_generation": [_HANDLE, _OUT64],
     "pm_regions": [_HANDLE, POINTER(RegionRecord), POINTER(c_uint32)],
     "pm_region_add": [_HANDLE, POINTER(RegionRecord)],
     "pm_region_remove": [_HANDLE, U64],

@@ -142,6 +142,13 @@ class Machine:
                 continue
             return [_region(record) for record in records[: count.value]]
 
+    @property
+    def generation(self) -> int:
+        """How many regions have been added and removed so far."""
+        generation = c_uint64()
+        library.pm_regions_generation(self._handle, byref(generation))
+        return generation.value
+
     def add_region(
         self,
         gpa: int,

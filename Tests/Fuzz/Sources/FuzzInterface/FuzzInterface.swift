@@ -235,7 +235,7 @@ private struct Run {
     var value = word()
     let width = UInt32([1, 2, 4, 8, 3, 0][Int(byte() % 6)])
     var host: UnsafeMutableRawPointer?
-    switch call % 13 {
+    switch call % 14 {
     case 0: return pm_read(machine, address, data, count)
     case 1: return pm_write(machine, address, data, count)
     case 2: return pm_rom_write(machine, address, data, count)
@@ -260,6 +260,7 @@ private struct Run {
       }
       return result
     case 11: return pm_translate_host(machine, UnsafeRawPointer(bitPattern: UInt(value)), &value)
+    case 12: return pm_regions_generation(machine, &value)
     default:
       return pm_translate(machine, address, 1, 1, &host) == 0
         ? pm_translate_host(machine, host, &value) : 0
