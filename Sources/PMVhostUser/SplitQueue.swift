@@ -164,17 +164,26 @@ public final class SplitQueue {
     }
     if index == nextUsed { return nil }
     guard index &- nextUsed <= UInt16(chains.count) else {
-      throw .malformedQueue(
+      throw malformed(
         "the device gave back \(index &- nextUsed) chains: it had \(chains.count)")
     }
     guard let name = UInt16(exactly: head), let chain = chains.removeValue(forKey: name) else {
-      throw .malformedQueue("the device gave back chain \(head), which it did not have")
+      throw malformed("the device gave back chain \(head), which it did not have")
     }
     free += chain.descriptors.reversed()
     nextUsed &+= 1
     markWritten(chain.writable)
     return Used(head: name, byteCount: byteCount)
   }
+
+  /// Nobody knows what the device did with what it has.
+  private func malformed(_ what: String) -> VhostUserError {
+    markPending()
+    return .malformedQueue(what)
+  }
+
+  /// Notes what the device has: it may have written it, in part.
+  private func markPending() { markWritten(chains.values.flatMap(\.writable)) }
 
   /// Notes what a device wrote. A buffer as a whole: the device's word that it wrote less is not trusted.
   private func markWritten(_ buffers: [GuestRange]) {
@@ -193,8 +202,7 @@ public final class SplitQueue {
       do {
         try call.wait(peer: peer, timeout: timeout)
       } catch {
-        // It may have written what it has, in part.
-        markWritten(chains.values.flatMap(\.writable))
+        markPending()
         switch error.errno {
         case .timedOut: throw .noAnswer("none within \(timeout) ms")
         case .brokenPipe: throw .noAnswer("the back end hung up")
