@@ -30,7 +30,7 @@ public final class FrameTable: @unchecked Sendable {
   /// ``PageblockMarks/unusual`` or nothing, a byte per pageblock.
   @usableFromInline package let marks: UnsafeMutablePointer<UInt8>
   /// A byte per pageblock, see ``PageblockMarks``. Written under the zone's lock or by who was
-  /// just handed the whole, and so apart from the marks, which any thread may set: a split needs no locked
+  /// just handed the whole or a part, and so apart from the marks, which any thread may set: a split needs no locked
   /// instruction for it.
   package let broken: UnsafeMutablePointer<UInt8>
   /// How many list heads stand below link 0; head `i` has the index `-i` as a signed link value.

@@ -39,7 +39,8 @@ extension CPU {
     core.unlock(zone)
     let isPlain =
       order <= 8
-      ? core.state(index) & ~FrameState.harmless == 0 && core.isPlainPacked(index, order: order)
+      ? core.state(index) & ~FrameState.harmless == 0 && !core.isWhole(index)
+        && core.isPlainPacked(index, order: order)
       : core.isWholeAndPlainPacked(index)
     guard isPlain else { return testedBlock(index, order: order) }
     pm_refcount_store_relaxed(core.counts.base + Int(index), 1)
@@ -55,7 +56,10 @@ extension CPU {
       index = core.allocateFromBuddy(
         route.zone, order: order, type: route.type, flags: route.flags)
     }
-    if index != Core.none { pm_refcount_store_relaxed(core.counts[index], 1) }
+    if index != Core.none {
+      pm_refcount_store_relaxed(core.counts[index], 1)
+      if order < 9, core.isWhole(index) { core.noteHandedOut(index) }
+    }
     if pm_word_load_relaxed(&route.zone.pointee.flags) & 1 != 0 {
       core.consumeBoostedBit(route.zone)
     }

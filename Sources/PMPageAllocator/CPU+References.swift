@@ -51,10 +51,10 @@ extension CPU {
   public mutating func putPage(_ pfn: PFN, count: Int32) {
     let head = machine.frames.compoundHead(of: pfn).rawValue
     let zone = zone(of: head)
-    if count < 0 { core.markUnusual(head) }
     if pm_refcount_sub_and_test_seq_cst(core.counts[head], count) {
       freeLastReference(zone, head)
     } else {
+      if count < 0 { core.markUnusual(head) }
       reportUnderflow(head)
     }
   }

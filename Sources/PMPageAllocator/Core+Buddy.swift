@@ -32,7 +32,9 @@ extension Core {
     let head = ladder.list &+ found
     let index = headLink.pointee.next &+ head &+ 1024
     let after = links.next(index)
-    guard links.previous(index) == head, links.previous(after) == index else {
+    guard links.previous(index) == head, links.previous(after) == index,
+      Int32(bitPattern: index) >= 0
+    else {
       if leavesCorrupted { return Core.none }
       return takeSmallestElsewhere(zone, index, order: order, found: found, type: type)
     }

@@ -96,6 +96,11 @@ extension Core {
         run.count &+= 1
       }
     }
+    // Another list's head: a block was put on both.
+    if before != head, Int32(bitPattern: before) < 0 {
+      corruptedDelete(index)
+      return DrainedRun(count: 0, isDescending: false, isClean: false)
+    }
     setPrevious(head, before)
     setNext(before, head)
     return run

@@ -44,6 +44,10 @@ extension Core {
     }
     guard let from = fallbackType(zone, order: found, types) else { return false }
     let candidate = next(freeList(zone, order: found, type: from))
+    if Int32(bitPattern: candidate) < 0 {
+      corruptedDelete(candidate)
+      return false
+    }
     stealBlock(
       zone, candidate, order: found, type: type, flags: flags, takesWhole: takesWhole)
     return true

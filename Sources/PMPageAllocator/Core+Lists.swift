@@ -92,7 +92,10 @@ extension Core {
     let links = blockLinks
     let after = links.next(index)
     let before = links.previous(index)
-    if links.previous(after) != index || links.next(before) != index {
+    // Not a block but another list's head, where a block was put on both.
+    if Int32(bitPattern: index) < 0 || links.previous(after) != index
+      || links.next(before) != index
+    {
       return corruptedDelete(index)
     }
     links.setPrevious(after, before)
@@ -113,8 +116,8 @@ extension Core {
       .listCorruption(pfn: PFN(index), what: "list_add corruption or double add"))
   }
 
-  @inline(never)
-  private func corruptedDelete(_ index: UInt32) -> UInt32? {
+  @inline(never) @discardableResult
+  func corruptedDelete(_ index: UInt32) -> UInt32? {
     log.takeUnretainedValue().append(
       .listCorruption(pfn: PFN(index), what: "list_del corruption"))
     return nil
@@ -126,14 +129,15 @@ extension Core {
   // then only reads links. With two CPUs at work next to each other each one's prefetcher fetches the
   // other's lines, and every store to such a line would have to take it back.
 
-  /// Takes the first block off a per-CPU list that is not empty; nil where the list is corrupted.
+  /// Takes the first block off a per-CPU list that is not empty; nil where the list is corrupted. A list that
+  /// runs into another one's head is: a block was put on both.
   @inline(__always)
   func popFront(_ head: UInt32, _ index: UInt32) -> UInt32? {
     let after = next(index)
     if after == head {
       if previous(head) != index { return corruptedDelete(index) }
       setPrevious(head, head)
-    } else if previous(after) != index {
+    } else if Int32(bitPattern: after) < 0 || previous(after) != index {
       return corruptedDelete(index)
     }
     setNext(head, after)

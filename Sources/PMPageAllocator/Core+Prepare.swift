@@ -308,12 +308,13 @@ extension Core {
   /// Sweeps a block whose pageblocks are marked; the marks go where there was nothing to find.
   @inline(never)
   private func sweepLarge(_ index: UInt32, order: UInt32) -> Bool {
-    // Cleared before the sweep: what is raised meanwhile is seen by it or noted after it. The block is
-    // nobody else's, so that its pageblocks are whole from now on.
-    clearUnusual(index, order: order)
+    // The block is nobody else's, so that its pageblocks are whole from now on.
     for block in 0..<(1 &<< Int(order &- 9)) {
       pm_pageblock_store_relaxed(broken + Int(index &>> 9) + block, 0)
     }
+    // Cleared before the sweep, by a locked instruction: what is raised meanwhile is seen by the sweep or noted
+    // after it. A frame that another CPU hands out of this block at this very moment may escape both.
+    clearUnusual(index, order: order)
     let seen = sweep(index, frames: 1 << Int(order))
     if seen & ~UInt32(FrameState.harmless) == 0 { return true }
     markUnusual(index, order: order)

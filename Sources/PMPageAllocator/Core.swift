@@ -225,10 +225,14 @@ extension Core {
     pm_pageblock_load_relaxed(broken + Int(index &>> 9)) == 0
   }
 
-  /// Notes a frame that was handed out although its pageblock is whole: it was on a per-CPU list when
-  /// somebody freed a block over it.
+  /// Notes that a block below order 9 was handed out although its pageblock counts as whole. It was on a list
+  /// when somebody freed a block over it; or the pageblock came to be split by another way than a cut, as
+  /// memory of a loaded state, whose frames are plain from the next time on.
   @inline(never)
-  func noteHandedOut(_ index: UInt32) { markUnusual(index) }
+  func noteHandedOut(_ index: UInt32) {
+    markUnusual(index)
+    pm_pageblock_store_relaxed(broken + Int(index &>> 9), PageblockMarks.broken)
+  }
 
   /// Notes that all states of a block of order 9 or 10 are plain, before they are looked at.
   func clearUnusual(_ index: UInt32, order: UInt32) {
