@@ -10,7 +10,7 @@ internal import SystemPackage
 /// thread at a time. What the device writes is not trusted: a used ring that cannot be is an error.
 ///
 /// A buffer for the device to write is dirty when the device gives it back, and when waiting for it ends without
-/// that, where the memory keeps a record (``GuestMemory/startTrackingDirtyPages()``).
+/// that, where the memory keeps a record (`GuestMemory.startTrackingDirtyPages()`).
 public final class SplitQueue {
   /// One buffer of a chain.
   public struct Buffer: Hashable, Sendable {
