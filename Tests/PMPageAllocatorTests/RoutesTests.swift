@@ -9,6 +9,12 @@ import Testing
   /// Faults that never fire: with them every request goes the general way.
   private static let never = AllocationFaults(interval: 1, probability: 0, space: 0, times: 0)
 
+  /// A fault that never fires makes every request go the general way, a hook every free.
+  private static func sendTheGeneralWay(_ cpu: inout CPU) {
+    cpu.failPageAlloc = never
+    cpu.pageFreeEvent = { _, _, _ in }
+  }
+
   @Test(arguments: [0, 1, 4, 9, 10])
   func `A request with all GFP bits is refused, on a new CPU and after faults were set`(
     _ order: Int
@@ -142,12 +148,12 @@ import Testing
       pokes += 1
       switch below(6) {
       case 0: machine.frames.increment(pfn)
-      case 3: machine.frames.subtract(pfn, -1)
-      case 4: machine.insertFlags(.lru, of: pfn)
       case 1:
         machine.frames.increment(pfn)
         _ = machine.frames.decrementReturn(pfn)
-      case 2: _ = machine.addMapcount(1, of: pfn)
+      case 2: machine.frames.subtract(pfn, -1)
+      case 3: _ = machine.addMapcount(1, of: pfn)
+      case 4: machine.insertFlags(.lru, of: pfn)
       default: _ = machine.frames.decrementReturn(pfn)
       }
     }
@@ -161,10 +167,7 @@ import Testing
   ) throws {
     let machine = try Machine(MachineDescription(memory: .gib(1)))
     var cpu = try machine.claimCPU(0)
-    if !isShort {
-      cpu.failPageAlloc = RoutesTests.never
-      cpu.pageFreeEvent = { _, _, _ in }
-    }
+    if !isShort { RoutesTests.sendTheGeneralWay(&cpu) }
     // The first frame of a refill; the next 62 are on the list.
     let first = try cpu.allocatePages()
     try #require(first.rawValue % 1024 == 0)
@@ -214,10 +217,7 @@ import Testing
   ) throws {
     let machine = try Machine(MachineDescription(memory: .gib(1)))
     var cpu = try machine.claimCPU(0)
-    if !isShort {
-      cpu.failPageAlloc = RoutesTests.never
-      cpu.pageFreeEvent = { _, _, _ in }
-    }
+    if !isShort { RoutesTests.sendTheGeneralWay(&cpu) }
     let first = try cpu.allocatePages()
     try #require(first.rawValue % 1024 == 0)
     // The first time the pieces on the buddy lists are found, and lose their marks; the second time nothing is.
@@ -252,10 +252,7 @@ import Testing
       let core = machine.core(cpu: 0)
       #expect(core.hasPlenty(core.zones, order: 0))
       var cpu = try machine.claimCPU(0)
-      if !isShort {
-        cpu.failPageAlloc = RoutesTests.never
-        cpu.pageFreeEvent = { _, _, _ in }
-      }
+      if !isShort { RoutesTests.sendTheGeneralWay(&cpu) }
       for order in [4, 8, 6, 5] {
         let first = try cpu.allocatePages(order: order, gfp: .highUserMovable)
         let second = try cpu.allocatePages(order: order, gfp: .highUserMovable)
