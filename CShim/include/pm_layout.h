@@ -160,22 +160,19 @@ PM_INLINE void pm_link_next_store_relaxed(pm_link *_Nonnull link, uint32_t value
   __atomic_store_n(&link->next, value, __ATOMIC_RELAXED);
 }
 
-/// Stores both words of a link at once. Relaxed; pre: the link is aligned to 8 bytes.
-PM_INLINE void pm_link_store_relaxed(pm_link *_Nonnull link, pm_link value) {
-  uint64_t words;
-  __builtin_memcpy(&words, &value, sizeof words);
-  __atomic_store_n((uint64_t *)(void *)link, words, __ATOMIC_RELAXED);
-}
-
 /// Both words of a link as one number, `next` in the low half.
 PM_INLINE uint64_t pm_link_word(const pm_link *_Nonnull link) {
   uint64_t word;
   __builtin_memcpy(&word, link, sizeof word);
   return word;
 }
-/// Stores both. Relaxed; pre: the link is aligned to 8 bytes.
+/// Stores both words at once. Relaxed; pre: the link is aligned to 8 bytes.
 PM_INLINE void pm_link_word_store_relaxed(pm_link *_Nonnull link, uint64_t word) {
   __atomic_store_n((uint64_t *)(void *)link, word, __ATOMIC_RELAXED);
+}
+/// The same from two words.
+PM_INLINE void pm_link_store_relaxed(pm_link *_Nonnull link, pm_link value) {
+  pm_link_word_store_relaxed(link, pm_link_word(&value));
 }
 
 /// Takes the lock. Acquire. Spins, then yields the processor: the holder may be preempted.

@@ -34,7 +34,7 @@ struct BlockLinks {
   /// Makes a list head stand for an empty list.
   @inline(__always)
   func setEmpty(_ head: UInt32) {
-    pm_link_store_relaxed(self[head], pm_link(next: 0 &- 1024, prev: 1024))
+    pm_link_word_store_relaxed(self[head], LinkWord.empty)
   }
   /// Both at once.
   @inline(__always)
@@ -118,8 +118,10 @@ extension Core {
 
   @inline(never) @discardableResult
   func corruptedDelete(_ index: UInt32) -> UInt32? {
+    // In place of another list's head, the block on that list from which one gets there.
+    let block = Int32(bitPattern: index) < 0 ? previous(index) : index
     log.takeUnretainedValue().append(
-      .listCorruption(pfn: PFN(index), what: "list_del corruption"))
+      .listCorruption(pfn: PFN(block), what: "list_del corruption"))
     return nil
   }
 

@@ -226,8 +226,8 @@ extension Core {
   }
 
   /// Notes that a block below order 9 was handed out although its pageblock counts as whole. It was on a list
-  /// when somebody freed a block over it; or the pageblock came to be split by another way than a cut, as
-  /// memory of a loaded state, whose frames are plain from the next time on.
+  /// when somebody freed a block over it; or the pageblock was split by another way than a cut, as in
+  /// a loaded state. From now on it counts as split.
   @inline(never)
   func noteHandedOut(_ index: UInt32) {
     markUnusual(index)
